@@ -1,0 +1,9 @@
+//! engine - the port that drivers are written against, and what implements it.
+//!
+//! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe code.
+
+pub mod port;
+pub mod sys;
+
+pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
+pub use sys::block::Block;

@@ -1,0 +1,3 @@
+//! The program: parse the command line, call one verb.
+
+fn main() {}
