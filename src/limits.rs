@@ -64,3 +64,66 @@ pub const DSN_DIAGNOSTIC_BYTES_MAX: usize = 1024;
 
 /// Recipients that the part of a DSN for human readers lists; the machine readable part lists all.
 pub const DSN_LISTED_MAX: usize = 50;
+
+// ---- spool ----
+
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
+/// so that trace fields still fit.
+pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
+pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
+const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
+const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
+
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
+/// per second, and small enough that freeing one soon matters.
+pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
+pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
+pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
+const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
+
+/// Bytes of a state segment: 125,000 settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Smallest state segment: two groups of settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
+/// writing, so that a message waits for two groups well below 5 ms.
+pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
+/// tail is short.
+pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+
+/// Settlements of one state group: 64 KiB of records.
+pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+
+/// Free message segments kept ready: one to roll over to, one while the next is being made.
+pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+
+/// Messages being copied forward at once; they compete with deliveries for the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+
+/// Damage listed one by one at recovery; what exceeds it is counted only.
+pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+
+/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
+/// within 5 s of the disk's return.
+pub const SPOOL_PROBE_MS: u64 = 1_000;
+
+/// How often free space is asked for, in milliseconds.
+pub const SPOOL_SPACE_MS: u64 = 500;
+
+/// Settlements that may wait for a failing disk before new mail is refused.
+pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
