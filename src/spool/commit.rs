@@ -103,6 +103,7 @@ pub(super) struct Frame {
     pub(super) sequence: u64,
     pub(super) offset: u32,
     pub(super) proven: u64,
+    pub(super) state_proven: u64,
     pub(super) next_sequence: u64,
 }
 
@@ -188,6 +189,7 @@ fn header_of(frame: &Frame, head_len: u32, total_len: u32, records: usize, roste
         records: records as u32,
         roster: roster as u32,
         proven: frame.proven,
+        state_proven: frame.state_proven,
         next_sequence: frame.next_sequence,
     }
 }

@@ -142,6 +142,8 @@ pub struct SegmentHeader {
     pub stamp: Stamp,
     /// Bytes of the file.
     pub len: u64,
+    /// Whether the file was made for one large message.
+    pub large: bool,
     /// A lower bound of message sequences that were not handed out when this was written.
     pub next_sequence: u64,
 }
@@ -167,6 +169,7 @@ impl SegmentHeader {
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
         bytes[10..12].copy_from_slice(&self.log.code().to_le_bytes());
         bytes[12..14].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[14] = u8::from(self.large);
         bytes[16..20].copy_from_slice(&self.number.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.stamp.generation.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.stamp.salt.to_le_bytes());
@@ -225,6 +228,7 @@ impl SegmentHeader {
             number: u32_at(bytes, 16)?,
             stamp: Stamp { generation: u64_at(bytes, 24)?, salt: u64_at(bytes, 32)? },
             len: u64_at(bytes, 40)?,
+            large: bytes[14] == 1,
             next_sequence: u64_at(bytes, 48)?,
         }))
     }
@@ -251,6 +255,8 @@ pub struct GroupHeader {
     /// Every group of the message log with a lower sequence was complete when this was written: if
     /// one of those is not whole now, that is damage, not a torn write.
     pub proven: u64,
+    /// The same for the state log.
+    pub state_proven: u64,
     /// A lower bound of message sequences that were not handed out when this was written.
     pub next_sequence: u64,
 }
@@ -273,7 +279,8 @@ impl GroupHeader {
         head[48..56].copy_from_slice(&self.proven.to_le_bytes());
         head[56..64].copy_from_slice(&self.next_sequence.to_le_bytes());
         head[64..68].copy_from_slice(&self.roster.to_le_bytes());
-        head[68..80].fill(0);
+        head[68..72].fill(0);
+        head[72..80].copy_from_slice(&self.state_proven.to_le_bytes());
         let body_sum = checksum(&head[GROUP_HEADER_BYTES..]);
         head[80..88].copy_from_slice(&body_sum.to_le_bytes());
         let sum = checksum(&head[..88]);
@@ -297,6 +304,7 @@ impl GroupHeader {
             total_len: u32_at(bytes, 40)?,
             records: u32_at(bytes, 44)?,
             proven: u64_at(bytes, 48)?,
+            state_proven: u64_at(bytes, 72)?,
             next_sequence: u64_at(bytes, 56)?,
             roster: u32_at(bytes, 64)?,
         };
@@ -436,6 +444,16 @@ pub enum StateRecord {
         /// That segment.
         segment: u32,
     },
+    /// A group of the message log is not whole, and that is known: its write failed, a crash tore
+    /// it, or its damage was reported. Recovery says nothing about it any more.
+    Void {
+        /// Sequence of the group.
+        group: u64,
+        /// The life of the segment that holds it.
+        generation: u64,
+        /// That segment.
+        segment: u32,
+    },
 }
 
 impl StateRecord {
@@ -466,6 +484,12 @@ impl StateRecord {
                 out[16..24].copy_from_slice(&generation.to_le_bytes());
                 out[24..32].copy_from_slice(&group.to_le_bytes());
             }
+            Self::Void { group, generation, segment } => {
+                out[0] = 5;
+                out[4..8].copy_from_slice(&segment.to_le_bytes());
+                out[16..24].copy_from_slice(&generation.to_le_bytes());
+                out[24..32].copy_from_slice(&group.to_le_bytes());
+            }
         }
     }
 
@@ -483,6 +507,11 @@ impl StateRecord {
             3 => Some(Self::Clean),
             4 => Some(Self::Roster {
                 sequence: u64_at(bytes, 8)?,
+                group: u64_at(bytes, 24)?,
+                generation: u64_at(bytes, 16)?,
+                segment: u32_at(bytes, 4)?,
+            }),
+            5 => Some(Self::Void {
                 group: u64_at(bytes, 24)?,
                 generation: u64_at(bytes, 16)?,
                 segment: u32_at(bytes, 4)?,

@@ -22,6 +22,8 @@ pub(super) enum SlotState {
     Dead,
     /// Copied forward; the other copy counts.
     Moved,
+    /// Not whole, while another copy counts.
+    Torn,
 }
 
 /// One record of the message log.

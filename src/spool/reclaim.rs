@@ -46,6 +46,8 @@ pub(super) struct Checkpoint {
     next_slot: usize,
     /// Once all is handed to groups: the state group that the last record is before.
     emitted: Option<u64>,
+    /// Groups below this are in the old segments.
+    boundary: u64,
     records: u64,
 }
 
@@ -162,12 +164,20 @@ impl Spool {
             let from = self.reclaim.next_slot;
             let live = segment.slots.iter().skip(from).position(|s| s.state == SlotState::Live);
             let Some(at) = live.map(|skipped| from + skipped) else {
+                if self.reclaim.copies_in_flight == 0 && segment.live_slots > 0 {
+                    // What is left cannot be moved now.
+                    self.mail.at(number).stuck = true;
+                }
                 if self.reclaim.copies_in_flight == 0 {
                     self.reclaim.victim = None;
                 }
                 return;
             };
             self.reclaim.next_slot = at + 1;
+            if segment.slots[at].bytes() > self.config.segment_bytes / 2 {
+                // From a time of larger segments: it leaves when it is delivered.
+                continue;
+            }
             self.reclaim.copies_in_flight += 1;
             let id = MessageId::new(self.config.shard, segment.slots[at].sequence);
             let from = Place { segment: number, slot: at as u32 };
@@ -267,7 +277,6 @@ impl Spool {
         from: Place,
         slot: Slot,
         trusted: bool,
-        now: Mono,
     ) {
         self.copy_ended();
         let old = self.slot(from).copied();
@@ -275,7 +284,8 @@ impl Spool {
         let (Some(old), true) = (alive, trusted) else {
             // Died meanwhile, or not trusted: the copy does not count. If the message lives, its
             // original does.
-            self.mail.at(number).push(Slot { state: SlotState::Moved, ..slot });
+            let state = if trusted { SlotState::Moved } else { SlotState::Torn };
+            self.mail.at(number).push(Slot { state, ..slot });
             return;
         };
         self.mail.at(from.segment).retire(from.slot, SlotState::Moved);
@@ -283,10 +293,11 @@ impl Spool {
         let new = Slot { pending, next, attempts, ..slot };
         let at = self.mail.at(number).push(new);
         self.admit(slot.sequence, Place { segment: number, slot: at });
-        if self.checkpoint.is_some() {
-            // The running checkpoint may have missed it on either side.
-            self.write_down_live(&new);
-            self.due(now);
+        if let Some(checkpoint) = &mut self.checkpoint
+            && !checkpoint.segments.contains(&number)
+        {
+            // The running checkpoint may miss it on either side; it comes to it again in the end.
+            checkpoint.segments.insert(0, number);
         }
     }
 
@@ -322,8 +333,16 @@ impl Spool {
         let segments = self.mail.iter().filter(|(_, s)| !s.slots.is_empty());
         let segments = segments.map(|(number, _)| number).collect();
         self.push_roster();
+        let boundary = self.state.group_sequence;
+        let Self { voids, mail, chores, .. } = self;
+        voids.retain(|v| mail.get(v.segment).is_some_and(|s| s.stamp.generation == v.generation));
+        chores.extend(voids.iter().map(|v| StateRecord::Void {
+            group: v.group,
+            generation: v.generation,
+            segment: v.segment,
+        }));
         self.checkpoint =
-            Some(Checkpoint { old, segments, next_slot: 0, emitted: None, records: 0 });
+            Some(Checkpoint { old, segments, next_slot: 0, emitted: None, boundary, records: 0 });
     }
 
     fn step_checkpoint(&mut self, now: Mono) {
@@ -344,7 +363,7 @@ impl Spool {
             match slot.state {
                 SlotState::Live => self.write_down_live(slot),
                 SlotState::Dead => dead.push(slot.sequence),
-                SlotState::Moved => match self.place(slot.sequence) {
+                SlotState::Moved | SlotState::Torn => match self.place(slot.sequence) {
                     Some(place) => {
                         if let Some(current) = self.slot(place).copied() {
                             self.write_down_live(&current);
@@ -412,6 +431,7 @@ impl Spool {
         }
         let Some(checkpoint) = self.checkpoint.take() else { return };
         self.checkpoint_bytes = checkpoint.records * super::format::STATE_RECORD_BYTES as u64;
+        self.state_torn = self.state_torn.filter(|torn| *torn >= checkpoint.boundary);
         for number in checkpoint.old {
             let Some(segment) = self.state.get(number) else { continue };
             let odd = segment.suspect || segment.len != self.config.state_segment_bytes;

@@ -97,6 +97,17 @@ impl Segment {
         self.live_bytes -= bytes;
     }
 
+    /// A moved slot counts again, with what is known of its only recipient.
+    pub(super) fn revive(&mut self, at: u32, pending: u16, next: u32, attempts: u16) {
+        let slot = &mut self.slots[at as usize];
+        assert_eq!(slot.state, SlotState::Moved, "only a moved slot revives");
+        (slot.pending, slot.next, slot.attempts) = (pending, next, attempts);
+        slot.state = SlotState::Live;
+        let bytes = slot.bytes();
+        self.live_slots += 1;
+        self.live_bytes += bytes;
+    }
+
     /// Whether nothing in it counts any more.
     pub(super) fn is_spent(&self) -> bool {
         self.phase == Phase::Sealed && self.in_flight == 0 && self.live_slots == 0

@@ -134,6 +134,14 @@ pub(super) enum Flight {
     Piece { number: u32 },
 }
 
+/// A group of the message log that is known not to be whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Void {
+    pub(super) group: u64,
+    pub(super) generation: u64,
+    pub(super) segment: u32,
+}
+
 /// The disk failed: since then nothing is taken, until a probe succeeds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failure {
@@ -163,7 +171,11 @@ pub struct Spool {
     pub(super) tickets: Vec<u32>,
     pub(super) mail_unproven: Vec<u64>,
     pub(super) state_unproven: Vec<u64>,
+    /// The lowest group of the state log that is known not to be whole.
+    pub(super) state_torn: Option<u64>,
     pub(super) last: LastGroup,
+    /// Groups that are known not to be whole, as [`StateRecord::Void`].
+    pub(super) voids: Vec<Void>,
     pub(super) pool: BlockPool,
     pub(super) envelopes: Vec<Vec<u8>>,
     pub(super) batches: Vec<(Vec<Pending>, Vec<Slot>)>,
@@ -205,7 +217,9 @@ impl Spool {
             tickets: Vec::new(),
             mail_unproven: Vec::new(),
             state_unproven: Vec::new(),
+            state_torn: None,
             last: LastGroup::default(),
+            voids: Vec::new(),
             pool: BlockPool::default(),
             envelopes: Vec::new(),
             batches: Vec::new(),
@@ -225,7 +239,8 @@ impl Spool {
         }
     }
 
-    /// The id for the next message. Never given twice, also across restarts.
+    /// The id for the next message. Never names two stored messages, also across restarts; one that
+    /// left no trace on the disk may come again after a crash.
     pub fn next_id(&mut self) -> MessageId {
         let id = MessageId::new(self.config.shard, self.next_sequence);
         self.next_sequence += 1;
@@ -470,8 +485,8 @@ impl Spool {
         assert!(segment.in_flight == 0 && segment.live_slots == 0, "nothing live is recycled");
         segment.phase = Phase::Stamping;
         segment.in_flight += 1;
-        let len = segment.len;
-        let header = SegmentHeader { log, shard, number, stamp, len, next_sequence };
+        let (len, large) = (segment.len, segment.large);
+        let header = SegmentHeader { log, shard, number, stamp, len, large, next_sequence };
         self.write(Flight::Header { log, number, stamp }, log, number, 0, header.encode());
     }
 
@@ -577,6 +592,14 @@ impl Spool {
         self.mail_unproven.iter().copied().min().unwrap_or(self.mail.group_sequence)
     }
 
+    /// The same for the state log. One that failed, or was torn by a crash, is in the way until a
+    /// checkpoint has done away with its segment.
+    fn state_proven(&self) -> u64 {
+        let next = self.state.group_sequence;
+        let lowest = self.state_unproven.iter().copied().min().unwrap_or(next);
+        self.state_torn.map_or(lowest, |torn| torn.min(lowest))
+    }
+
     fn seal_mail(&mut self) {
         while self.mail.groups_in_flight < limits::SPOOL_GROUPS_IN_FLIGHT_MAX
             && self.mail_failure.is_none()
@@ -654,6 +677,7 @@ impl Spool {
             sequence: self.mail.group_sequence,
             offset: offset as u32,
             proven: self.proven(),
+            state_proven: self.state_proven(),
             next_sequence: self.next_sequence,
         };
         self.mail.group_sequence += 1;
@@ -732,6 +756,7 @@ impl Spool {
             sequence: self.state.group_sequence,
             offset: offset as u32,
             proven: self.proven(),
+            state_proven: self.state_proven(),
             next_sequence: self.next_sequence,
         };
         self.state.group_sequence += 1;
@@ -758,12 +783,18 @@ impl Spool {
                 self.mail.groups_in_flight -= 1;
                 self.mail_unproven.retain(|sequence| *sequence != group);
                 let trusted = self.write_ended(Log::Message, number, outcome, now);
+                if !trusted {
+                    self.void(number, group);
+                }
                 self.mail_written(number, messages, slots, outcome, trusted, now);
             }
             Flight::State { number, group, records, settlements } => {
                 self.state.groups_in_flight -= 1;
                 self.state_unproven.retain(|sequence| *sequence != group);
                 let trusted = self.write_ended(Log::State, number, outcome, now);
+                if !trusted {
+                    self.state_torn = Some(self.state_torn.map_or(group, |torn| torn.min(group)));
+                }
                 self.state_written(records, settlements, trusted, now);
             }
             Flight::Piece { number } => {
@@ -824,6 +855,19 @@ impl Spool {
         }
     }
 
+    /// Notes that a group is not whole, so that no later recovery calls it damage. Until the note is
+    /// durable no group vouches for this one.
+    pub(super) fn void(&mut self, segment: u32, group: u64) {
+        let generation = self.mail.at(segment).stamp.generation;
+        let void = Void { group, generation, segment };
+        if self.voids.contains(&void) {
+            return;
+        }
+        self.voids.push(void);
+        self.mail_unproven.push(group);
+        self.chores.push_back(StateRecord::Void { group, generation, segment });
+    }
+
     fn mail_written(
         &mut self,
         number: u32,
@@ -858,7 +902,7 @@ impl Spool {
                     };
                     self.completions.push_back(Completion::Append(token, Err(error)));
                 }
-                Origin::Copy(from) => self.copy_written(number, from, slot, trusted, now),
+                Origin::Copy(from) => self.copy_written(number, from, slot, trusted),
             }
             if self.envelopes.len() < 1024 && pending.envelope.capacity() <= 4096 {
                 self.envelopes.push(pending.envelope);
@@ -890,6 +934,11 @@ impl Spool {
             }
             self.due(now);
             return;
+        }
+        for record in &records {
+            if let StateRecord::Void { group, .. } = record {
+                self.mail_unproven.retain(|sequence| sequence != group);
+            }
         }
         for settlement in settlements {
             if self.apply(&settlement) != Change::None {
