@@ -2,11 +2,13 @@
 //!
 //! | room | what it is for | may import |
 //! |---|---|---|
+//! | `config` | the parameter table, the file, the checked snapshot; fills plain structs | everything below it |
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `message` | the mail itself: addresses, envelope, content, header, trace, DSNs, status codes | `limits time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 
+pub mod config;
 pub mod engine;
 pub mod limits;
 pub mod message;
