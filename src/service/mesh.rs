@@ -1,0 +1,136 @@
+//! mesh - what shards say to each other and what the control thread says to them.
+//!
+//! Flow: a message is stored on one shard (the storing shard, the only writer of its spool) and sent
+//! by the home shard of its egress path; the two meet here. Batches are made by the receiving side,
+//! which takes everything that waits at once.
+
+use std::sync::Arc;
+
+use crate::engine::mesh::MailSender;
+use crate::message::{Domain, EnhancedStatus, MessageId};
+use crate::queue::Recipients;
+use crate::routing::MxAnswer;
+use crate::service::held::Held;
+use crate::spool::Settlement;
+use crate::time::Wall;
+
+/// One letter between threads of a node.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// Storing shard to home shard: take over these recipients of a message.
+    Enqueue(Box<Transfer>),
+    /// Home shard to storing shard: lend me this message.
+    Lend {
+        /// Which message.
+        id: MessageId,
+        /// Who asks.
+        home: u16,
+        /// The number under which the home shard waits for the answer.
+        ticket: u64,
+    },
+    /// Storing shard to home shard: the message asked for, or why it cannot be had.
+    Lent {
+        /// The number of the request.
+        ticket: u64,
+        /// The message.
+        result: Result<Arc<Held>, LendError>,
+    },
+    /// Home shard to storing shard: what became of recipients.
+    Settle(Settlement),
+    /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
+    Bounce(Box<Bounce>),
+    /// Home shard to storing shard: these recipients go elsewhere now; route them anew.
+    Reroute(Box<Transfer>),
+    /// Control thread to shard: an answer of the DNS.
+    Resolved {
+        /// The question.
+        name: Arc<str>,
+        /// The answer.
+        answer: Arc<MxAnswer>,
+    },
+    /// Control thread to shard: an operator's wish.
+    Operator(OperatorRequest),
+}
+
+/// Some recipients of one message, all at one site, on their way to the home shard.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Which message; its shard number names the storing shard's spool.
+    pub id: MessageId,
+    /// Which of its recipients.
+    pub recipients: Recipients,
+    /// Source number.
+    pub source: u16,
+    /// The site's name.
+    pub site: Arc<str>,
+    /// How to find the site's hosts.
+    pub target: Target,
+    /// Attempts made so far.
+    pub attempts: u16,
+    /// When the next attempt is due.
+    pub due: Wall,
+    /// When the message was accepted.
+    pub received_at: Wall,
+    /// The message itself, while it is in memory.
+    pub held: Option<Arc<Held>>,
+}
+
+/// Where to connect for a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The hosts of this route of the configuration.
+    Route(u16),
+    /// The mail exchangers of this domain, one of the site's.
+    Mail(Domain),
+}
+
+/// Why a message could not be lent for delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LendError {
+    /// Its stored bytes fail their checksum: never sent.
+    Damaged,
+    /// All of its recipients are settled already.
+    Gone,
+    /// The disk did not answer; later perhaps.
+    Unreadable,
+}
+
+/// Recipients that failed for good, on the way to their sender.
+#[derive(Debug)]
+pub struct Bounce {
+    /// Which message.
+    pub id: MessageId,
+    /// The failures, one per recipient.
+    pub failures: Vec<Failure>,
+    /// Whether they failed because the message grew too old.
+    pub expired: bool,
+    /// The message, if it is in memory.
+    pub held: Option<Arc<Held>>,
+}
+
+/// One recipient's failure.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Position in the envelope.
+    pub recipient: u32,
+    /// Enhanced status of the failure.
+    pub status: EnhancedStatus,
+    /// What the remote host or we said.
+    pub text: Box<str>,
+    /// The remote host that said it, if one did.
+    pub remote: Option<Box<str>>,
+}
+
+/// What the operator asks of one shard; the answer goes back through the channel inside.
+#[derive(Debug)]
+pub enum OperatorRequest {
+    /// Report the state.
+    Status(tokio::sync::oneshot::Sender<ShardStatus>),
+}
+
+/// One shard's figures, for the admin API.
+#[derive(Debug, Clone, Default)]
+pub struct ShardStatus {}
+
+/// The way to every shard of the node, by shard number.
+pub type Mesh = Arc<[MailSender<ShardMessage>]>;
