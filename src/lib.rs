@@ -6,10 +6,12 @@
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `message` | the mail itself: addresses, envelope, content, header, trace, DSNs, status codes | `limits time` |
+//! | `smtp` | the protocol, both ends, without I/O: command, reply, extension, data, server, client | `limits message time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 
 pub mod config;
 pub mod engine;
 pub mod limits;
 pub mod message;
+pub mod smtp;
 pub mod time;

@@ -64,3 +64,45 @@ pub const DSN_DIAGNOSTIC_BYTES_MAX: usize = 1024;
 
 /// Recipients that the part of a DSN for human readers lists; the machine readable part lists all.
 pub const DSN_LISTED_MAX: usize = 50;
+
+// ---- smtp ----
+
+/// Longest command line that the server reads, in octets with its CRLF: RFC 5321 asks for 512, and
+/// each extension adds its own; the longest legal RCPT (path, NOTIFY, ORCPT of 500) stays below.
+pub const SMTP_COMMAND_BYTES_MAX: usize = 2048;
+const _: () = assert!(SMTP_COMMAND_BYTES_MAX > 512 + 28 + 7 + ENVELOPE_TEXT_BYTES_MAX);
+
+/// Longest line of a reply that the client reads, in octets: four times what RFC 5321 4.5.3.1.5
+/// allows, because banners of real hosts are longer than allowed.
+pub const SMTP_REPLY_LINE_BYTES_MAX: usize = 2048;
+
+/// Most lines of one reply: the longest EHLO in the field has about 30; a reply without an end is an
+/// attack on our patience.
+pub const SMTP_REPLY_LINES_MAX: usize = 128;
+
+/// Most octets of the text of one reply: what a peer may make us hold.
+pub const SMTP_REPLY_BYTES_MAX: usize = 16 << 10;
+const _: () = assert!(SMTP_REPLY_LINE_BYTES_MAX <= SMTP_REPLY_BYTES_MAX);
+
+/// Longest text of a reply kept in an outcome, in octets: one reply line of RFC 5321 4.5.3.1.5. It
+/// goes to the accounting record and the DSN.
+pub const SMTP_OUTCOME_TEXT_BYTES_MAX: usize = 512;
+
+/// Most room reserved for content on the word of the client (SIZE, BDAT), in octets: a lie must not
+/// reserve more than the liar sends; above it, the content grows by doubling.
+pub const SMTP_CONTENT_RESERVE_MAX: u64 = 256 << 10;
+
+/// Room for content when the client announced no size, in octets: the common message fits.
+pub const SMTP_CONTENT_RESERVE_DEFAULT: usize = 16 << 10;
+
+/// Most pieces that one `poll_output` of the client yields: below IOV_MAX (1024), so that they go out
+/// in one gathered write, and so that a body of dots does not become a million pieces at once.
+pub const SMTP_OUTPUT_PIECES_MAX: usize = 512;
+
+/// Largest message sent as BDAT in one segment with MAIL and RCPT, in octets, before any reply: above
+/// it, the bandwidth lost when all recipients are refused weighs more than a round trip.
+pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest ENVID in octets after decoding (RFC 3461 4.4).
+pub const SMTP_ENVID_BYTES_MAX: usize = 100;
+const _: () = assert!(SMTP_ENVID_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
