@@ -6,12 +6,15 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::engine::mesh::MailSender;
 use crate::message::{Domain, EnhancedStatus, MessageId};
 use crate::queue::Recipients;
-use crate::routing::MxAnswer;
+use crate::service::dispatch::Counters;
 use crate::service::held::Held;
-use crate::spool::Settlement;
+use crate::service::resolver::{MailAnswer, Question};
+use crate::spool::{Settlement, SpoolStatus};
 use crate::time::Wall;
 
 /// One letter between threads of a node.
@@ -44,9 +47,9 @@ pub enum ShardMessage {
     /// Control thread to shard: an answer of the DNS.
     Resolved {
         /// The question.
-        name: Arc<str>,
+        question: Question,
         /// The answer.
-        answer: Arc<MxAnswer>,
+        answer: Arc<MailAnswer>,
     },
     /// Control thread to shard: an operator's wish.
     Operator(OperatorRequest),
@@ -121,16 +124,72 @@ pub struct Failure {
     pub remote: Option<Box<str>>,
 }
 
-/// What the operator asks of one shard; the answer goes back through the channel inside.
+/// What the operator asks of one shard; the answer goes back through the channel inside. A dropped
+/// channel says that the shard has ended.
 #[derive(Debug)]
 pub enum OperatorRequest {
-    /// Report the state.
-    Status(tokio::sync::oneshot::Sender<ShardStatus>),
+    /// Report the figures.
+    Status(oneshot::Sender<Figures>),
+    /// Report the egress paths that live here.
+    Paths(oneshot::Sender<Vec<PathFigures>>),
+    /// Report the spools in this shard's care.
+    Spools(oneshot::Sender<Vec<(u16, SpoolStatus)>>),
+    /// Stop or restart sending on the paths of a source, to a site, or both; answers how many.
+    Suspend {
+        /// Name of a source; none: all.
+        source: Option<String>,
+        /// Name of a site; none: all.
+        site: Option<String>,
+        /// Whether to stop (true) or to go on (false).
+        stop: bool,
+        /// The way back.
+        reply: oneshot::Sender<u64>,
+    },
+    /// Try the disk again after an alarm; answers whether there was one.
+    Probe(oneshot::Sender<bool>),
+    /// Finish what is in hand, make everything durable, and end.
+    Drain,
 }
 
-/// One shard's figures, for the admin API.
-#[derive(Debug, Clone, Default)]
-pub struct ShardStatus {}
+/// One shard at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Inbound connections open now.
+    pub sessions: u64,
+    /// Outbound connections open now.
+    pub connections: u64,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries in the hands of connections.
+    pub in_flight: u64,
+    /// Totals of the sessions: accepted, and turned away.
+    pub sessions_total: u64,
+    /// Connections turned away because of a limit.
+    pub sessions_refused: u64,
+    /// Totals of the mail.
+    pub counters: Counters,
+}
+
+/// One egress path at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathFigures {
+    /// Name of the source.
+    pub source: String,
+    /// Name of the site.
+    pub site: String,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries in the hands of connections.
+    pub in_flight: u64,
+    /// Connections, dials included.
+    pub connections: u64,
+    /// Whether an operator has stopped it.
+    pub suspended: bool,
+}
 
 /// The way to every shard of the node, by shard number.
 pub type Mesh = Arc<[MailSender<ShardMessage>]>;

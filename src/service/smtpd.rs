@@ -83,6 +83,8 @@ fn contains(network: IpAddr, bits: u8, address: IpAddr) -> bool {
 #[derive(Debug, Default)]
 pub struct Sessions {
     open: Cell<u32>,
+    total: Cell<u64>,
+    refused: Cell<u64>,
     draining: Cell<bool>,
     changed: Signal,
 }
@@ -92,6 +94,12 @@ impl Sessions {
     #[must_use]
     pub fn open(&self) -> u32 {
         self.open.get()
+    }
+
+    /// How many sessions there were, and how many connections were turned away.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.total.get(), self.refused.get())
     }
 
     /// From now on sessions end at their next command boundary and no new one starts.
@@ -114,6 +122,7 @@ struct Place {
 impl Place {
     fn take(sessions: &Rc<Sessions>, listener_open: &Rc<Cell<u32>>) -> Self {
         sessions.open.set(sessions.open.get() + 1);
+        sessions.total.set(sessions.total.get() + 1);
         listener_open.set(listener_open.get() + 1);
         Self { sessions: Rc::clone(sessions), listener_open: Rc::clone(listener_open) }
     }
@@ -153,6 +162,7 @@ pub async fn serve<P: Port, I: Intake>(
         let full = listener_open.get() >= listener.sessions_max
             || sessions.open() >= limits::SESSIONS_MAX;
         if full {
+            sessions.refused.set(sessions.refused.get() + 1);
             let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
             port.spawn(Class::Ingress, refusal);
             continue;
