@@ -7,6 +7,8 @@
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `message` | the mail itself: addresses, envelope, content, header, trace, DSNs, status codes | `limits time` |
 //! | `smtp` | the protocol, both ends, without I/O: command, reply, extension, data, server, client | `limits message time` |
+//! | `routing` | where mail goes: route table, MX rules, address plan, site roll-up; pure | `limits message time` |
+//! | `queue` | who goes next and when: the brain, pure | `limits message routing spool time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 
 pub mod config;
@@ -14,4 +16,5 @@ pub mod engine;
 pub mod limits;
 pub mod message;
 pub mod smtp;
+pub mod queue;
 pub mod time;

@@ -106,3 +106,77 @@ pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
 /// Longest ENVID in octets after decoding (RFC 3461 4.4).
 pub const SMTP_ENVID_BYTES_MAX: usize = 100;
 const _: () = assert!(SMTP_ENVID_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+// ---- queue ----
+
+/// Most entries of one shard's queue: 2^26, 4 GiB of entries. Beyond it a shard must refuse mail;
+/// the memory budget of a real server is met long before.
+pub const QUEUE_ENTRIES_MAX: u32 = 1 << 26;
+
+/// Most egress paths of one shard: a path that has nothing to do is forgotten and one with work has
+/// an entry or a connection, so the entries bound the paths too; this is only where indexes end.
+pub const QUEUE_PATHS_MAX: u32 = 1 << 27;
+const _: () = assert!(QUEUE_ENTRIES_MAX < QUEUE_PATHS_MAX / 2 + 1);
+
+/// Paths without entries and connections that are remembered, with their backoff and counters:
+/// 65,536, about 16 MiB.
+pub const QUEUE_PATHS_VACANT_MAX: u32 = 1 << 16;
+const _: () = assert!(QUEUE_PATHS_VACANT_MAX < QUEUE_PATHS_MAX);
+
+/// Most connections of one path, whatever is configured: above a thousand to one site from one
+/// address every receiver we know refuses.
+pub const QUEUE_PATH_CONNECTIONS_MAX: u32 = 1024;
+
+/// Connections of all paths of a shard, by default: half of the 65,536 descriptors that a service
+/// unit usually gets, the other half being for inbound sessions.
+pub const QUEUE_CONNECTIONS_TOTAL_MAX: u32 = 32_768;
+const _: () = assert!(QUEUE_PATH_CONNECTIONS_MAX <= QUEUE_CONNECTIONS_TOTAL_MAX);
+
+/// Connections that a path opens before its first success: two, so that one slow host of the site
+/// does not hold up the path, and a dead one costs only two attempts.
+pub const QUEUE_CONNECTIONS_INITIAL: u32 = 2;
+const _: () = assert!(QUEUE_CONNECTIONS_INITIAL <= QUEUE_PATH_CONNECTIONS_MAX);
+
+/// Entries that one event may move (wheel, expiry, deferral of a whole path): 1,024 at about 100 ns
+/// keep the shard's other work waiting for 0.1 ms at most.
+pub const QUEUE_WORK_MAX: u32 = 1024;
+
+/// Bytes of the last error that a path keeps for the operator: one reply line.
+pub const QUEUE_CAUSE_BYTES_MAX: usize = 512;
+
+/// Most delays of a retry schedule; 64 distinct ones are more than anybody can reason about.
+pub const QUEUE_RETRY_DELAYS_MAX: usize = 64;
+
+/// Shortest delay between two attempts: one second; shorter ones hammer the receiver.
+pub const QUEUE_RETRY_DELAY_MIN: core::time::Duration = core::time::Duration::from_secs(1);
+
+/// Longest expiry: 30 days, six times what RFC 5321 4.5.4.1 advises.
+pub const QUEUE_EXPIRY_MAX: core::time::Duration = core::time::Duration::from_secs(30 * 86_400);
+const _: () = assert!(QUEUE_RETRY_DELAY_MIN.as_nanos() < QUEUE_EXPIRY_MAX.as_nanos());
+
+/// Longest period of a rate: 31 days, a monthly quota.
+pub const QUEUE_RATE_PERIOD_MAX: core::time::Duration =
+    core::time::Duration::from_secs(31 * 86_400);
+
+// ---- routing ----
+
+/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
+/// hostile zone could name thousands.
+pub const MX_MAX: usize = 20;
+
+/// Addresses of one MX host and family that are used: the host is one party, and eight of its
+/// addresses that do not answer are enough.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+
+/// Addresses that one delivery attempt may try, all hosts together.
+pub const TARGETS_MAX: usize = 40;
+const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
+const _: () = assert!(MX_MAX <= TARGETS_MAX);
+
+/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
+pub const CNAME_CHAIN_MAX: usize = 8;
+
+/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
+pub const SITE_NAME_BYTES_MAX: usize = 200;
+
+/// Routes of a node; each lookup is a few hash probes, however many.
+pub const ROUTES_MAX: usize = 100_000;
