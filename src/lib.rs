@@ -2,11 +2,13 @@
 //!
 //! | room | what it is for | may import |
 //! |---|---|---|
+//! | `admin` | the control socket: status, metrics, suspend and resume, by messages | `limits config message routing queue engine` |
 //! | `config` | the parameter table, the file, the checked snapshot; fills plain structs | everything below it |
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 
+pub mod admin;
 pub mod config;
 pub mod engine;
 pub mod limits;

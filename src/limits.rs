@@ -9,3 +9,33 @@
 /// decade has more cores to give.
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
+
+// ---- config ----
+
+/// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.
+pub const CONFIG_BYTES_MAX: usize = 8 << 20;
+
+/// Most mistakes reported at once: what a person corrects before looking again.
+pub const CONFIG_ERRORS_MAX: usize = 50;
+
+/// Most sources of one node: four /22 networks. A source number has 16 bits in a path.
+pub const SOURCES_MAX: usize = 4096;
+const _: () = assert!(SOURCES_MAX <= u16::MAX as usize);
+
+/// Least number of recipients that a server must accept in one transaction (RFC 5321 4.5.3.1.8),
+/// hence also the most that a client may count on.
+pub const RECIPIENTS_ACCEPTED_MIN: u32 = 100;
+
+// ---- admin ----
+
+/// Longest head of a request or an answer on the admin socket; ours are under 500 bytes.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Longest answer that `postrider ctl` reads: 100,000 paths of 200 bytes are 20 MB.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Longest request body on the admin socket: a selector of paths.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Most admin requests that wait for the node: an operator, a script and a scraper, with room.
+pub const ADMIN_CALLS_MAX: usize = 16;
