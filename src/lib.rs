@@ -7,9 +7,11 @@
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
+//! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 
 pub mod admin;
 pub mod config;
 pub mod engine;
+pub mod lab;
 pub mod limits;
 pub mod time;
