@@ -2,6 +2,7 @@
 //!
 //! | room | what it is for | may import |
 //! |---|---|---|
+//! | `admin` | the control socket: status, metrics, suspend and resume, by messages | `limits config message routing queue engine` |
 //! | `config` | the parameter table, the file, the checked snapshot; fills plain structs | everything below it |
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
@@ -10,9 +11,12 @@
 //! | `routing` | where mail goes: route table, MX rules, address plan, site roll-up; pure | `limits message time` |
 //! | `queue` | who goes next and when: the brain, pure | `limits message routing spool time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
+//! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 
+pub mod admin;
 pub mod config;
 pub mod engine;
+pub mod lab;
 pub mod limits;
 pub mod message;
 pub mod smtp;
