@@ -10,11 +10,13 @@
 //! | `smtp` | the protocol, both ends, without I/O: command, reply, extension, data, server, client | `limits message time` |
 //! | `routing` | where mail goes: route table, MX rules, address plan, site roll-up; pure | `limits message time` |
 //! | `queue` | who goes next and when: the brain, pure | `limits message routing spool time` |
+//! | `dkim` | keys, canonical hash, batch signer, 8-lane RSA | `limits message time`, `engine::ifma` only |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 //! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 
 pub mod admin;
 pub mod config;
+pub mod dkim;
 pub mod engine;
 pub mod lab;
 pub mod limits;
