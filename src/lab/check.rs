@@ -26,9 +26,9 @@ pub struct Verdict {
     pub deferred: u64,
     /// The rest.
     pub lost: u64,
-    /// Deliveries beyond the first, answered by the sink with 250.
+    /// Deliveries after one that the sink answered with 250.
     pub duplicates: u64,
-    /// Deliveries beyond the first that are due to the sink's own silence.
+    /// Deliveries after ones that the sink left unanswered: it asked for them.
     pub repeated: u64,
     /// Recipients that got the message and a failure notification.
     pub contradicted: u64,
@@ -64,6 +64,7 @@ struct Line {
 const DELIVERED: u8 = 1;
 const BOUNCED: u8 = 2;
 const WAITING: u8 = 4;
+const ANSWERED: u8 = 8;
 
 /// The books of one experiment.
 #[derive(Debug)]
@@ -143,16 +144,17 @@ impl Books {
                 *mark |= BOUNCED;
                 return None;
             }
-            ArrivalKind::Delivered | ArrivalKind::Unanswered => *mark |= DELIVERED,
+            ArrivalKind::Delivered => *mark |= DELIVERED | ANSWERED,
+            ArrivalKind::Unanswered => *mark |= DELIVERED,
         }
         if arrival.fingerprint != line.fingerprint {
             self.verdict.corrupt += 1;
         }
         let first = before & DELIVERED == 0;
-        match (first, arrival.kind == ArrivalKind::Unanswered) {
-            (false, false) => self.verdict.duplicates += 1,
-            (false, true) => self.verdict.repeated += 1,
-            (true, _) => {}
+        if before & ANSWERED != 0 {
+            self.verdict.duplicates += 1;
+        } else if !first {
+            self.verdict.repeated += 1;
         }
         if !line.acknowledged {
             self.verdict.unacknowledged += u64::from(first);
@@ -203,7 +205,7 @@ impl Books {
         self.lines
             .iter()
             .filter(|line| line.acknowledged)
-            .flat_map(|line| {
+            .flat_map(move |line| {
                 let first = line.first as usize;
                 (0..line.recipients)
                     .filter(move |index| self.marks[first + usize::from(*index)] == 0)
@@ -270,6 +272,7 @@ mod tests {
             kind: ArrivalKind::Unanswered,
             ..arrival(1, 0)
         });
+        books.arrived(&arrival(1, 0));
         books.arrived(&arrival(2, 0));
         assert_eq!(books.arrived(&arrival(2, 0)), None);
         books.arrived(&Arrival {
