@@ -7,7 +7,9 @@
 //! queue, so that a message lost there cannot be lost here as well. What decides is pure (`template`,
 //! `personality`, `receiver`, `zone`, `check`); what moves bytes is thin.
 
+pub mod check;
 pub mod demo;
+pub mod dns;
 pub mod error;
 pub mod fingerprint;
 pub mod identity;
@@ -16,5 +18,6 @@ pub mod load;
 pub mod personality;
 pub mod sink;
 pub mod template;
+pub mod zone;
 
 pub use error::LabError;
