@@ -599,3 +599,25 @@ impl fmt::Display for EnvelopeError {
 }
 
 impl std::error::Error for EnvelopeError {}
+
+/// Checks on any octets that decoding is total, that an envelope has exactly one encoding, and that
+/// the view agrees with the decoder.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_envelope(octets: &[u8]) {
+    if let Ok(view) = EnvelopeView::new(octets) {
+        for index in 0..view.recipient_count().saturating_add(1) {
+            if let Ok(recipient) = view.recipient_ref(index) {
+                assert!(recipient.address.len() <= octets.len());
+            }
+        }
+    }
+    let Ok(envelope) = Envelope::decode(octets) else {
+        return;
+    };
+    let mut again = Vec::new();
+    envelope.encode(&mut again);
+    assert_eq!(again, octets);
+}
+
+#[cfg(test)]
+mod tests;
