@@ -100,14 +100,19 @@ pub fn failure(info: &DsnInfo<'_>) -> Option<(Envelope, Content)> {
     });
     let returned = Returned::choose(info);
     let eight_bit = global || returned.encoding == Encoding::EightBit;
-    let boundary = boundary(info, returned.octets);
+    let mut human = Vec::with_capacity(1024);
+    human_part(&mut human, info, &reports);
+    let mut status = Vec::with_capacity(256 + 512 * reports.len());
+    status_part(&mut status, info, &reports, global);
+    let boundary = boundary(info, [&human, &status, returned.octets]);
 
-    let mut out = Vec::with_capacity(2048 + 600 * reports.len() + returned.octets.len());
+    let room = 1024 + human.len() + status.len() + 2 * returned.octets.len();
+    let mut out = Vec::with_capacity(room);
     head(&mut out, info, sender, &boundary, eight_bit);
     trace::print(&mut out, format_args!("--{boundary}\r\n"));
-    human_part(&mut out, info, &reports);
+    out.extend_from_slice(&human);
     trace::print(&mut out, format_args!("\r\n--{boundary}\r\n"));
-    status_part(&mut out, info, &reports, global);
+    out.extend_from_slice(&status);
     trace::print(&mut out, format_args!("\r\n--{boundary}\r\n"));
     returned.write(&mut out);
     trace::print(&mut out, format_args!("\r\n--{boundary}--\r\n"));
@@ -160,13 +165,15 @@ impl DsnInfo<'_> {
     }
 }
 
-/// The content is scanned for the boundary, since hostile mail may hold a guess of it.
-fn boundary(info: &DsnInfo<'_>, returned: &[u8]) -> String {
+/// A boundary that is in none of the parts, not even in the middle of a line: hostile mail and hostile
+/// replies may hold a guess of it, and some parsers find it anywhere.
+fn boundary(info: &DsnInfo<'_>, parts: [&[u8]; 3]) -> String {
     let mut seed = info.seed;
     loop {
         // "=_" cannot appear in quoted-printable (RFC 2045 6.7).
         let boundary = format!("=_{}_{seed:016x}", info.id);
-        if memchr::memmem::find(returned, boundary.as_bytes()).is_none() {
+        let finder = memchr::memmem::Finder::new(boundary.as_bytes());
+        if parts.iter().all(|part| finder.find(part).is_none()) {
             return boundary;
         }
         seed = seed.wrapping_add(1);
