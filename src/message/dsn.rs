@@ -1,9 +1,9 @@
 //! dsn - delivery status notifications: the report that goes back to the sender.
 //!
 //! What: one multipart/report (RFC 6522) per message and event, whatever the number of recipients:
-//! a text for people, the status fields of RFC 3464 for programs, and the header or the whole of the
-//! original. NOTIFY and RET are honoured (RFC 3461), the sender `<>` never gets one (RFC 5321 4.5.5),
-//! and Auto-Submitted keeps responders silent (RFC 3834).
+//! a text for people, the status fields of RFC 3464 for programs, and the header or the whole of
+//! the original. NOTIFY and RET are honoured (RFC 3461), the sender `<>` never gets one (RFC 5321
+//! 4.5.5), and Auto-Submitted keeps responders silent (RFC 3834).
 //! Why this way: the result is 7-bit wherever it can be, so that it arrives anywhere; it has 8-bit
 //! octets only to return 8-bit content, or to name a non-ASCII recipient, whose sender has
 //! 8BITMIME by RFC 6531. Everything that a remote system said is taken for hostile: no octet of it
@@ -165,8 +165,8 @@ impl DsnInfo<'_> {
     }
 }
 
-/// A boundary that is in none of the parts, not even in the middle of a line: hostile mail and hostile
-/// replies may hold a guess of it, and some parsers find it anywhere.
+/// A boundary that is in none of the parts, not even in the middle of a line: hostile mail and
+/// hostile replies may hold a guess of it, and some parsers find it anywhere.
 fn boundary(info: &DsnInfo<'_>, parts: [&[u8]; 3]) -> String {
     let mut seed = info.seed;
     loop {
@@ -557,12 +557,17 @@ fn fold(text: &mut String, mut column: usize, indent: &str, value: &str) {
     text.push_str("\r\n");
 }
 
-/// `text` as encoded words of at most 70 octets (RFC 2047 2: the line must stay below 77); none splits a character.
+/// `text` with everything from its first foreign word on as encoded words of at most 70 octets (RFC
+/// 2047 2: the line must stay below 77); none splits a character. What stands before, usually the
+/// reply code, stays as it is for the programs that look for it.
 fn encoded_words(text: &str) -> String {
     const PAYLOAD_MAX: usize = 70 - "=?utf-8?Q??=".len();
     let mut out = String::with_capacity(3 * text.len());
+    let foreign = text.find(|c: char| !c.is_ascii()).unwrap_or(text.len());
+    let plain = text[..foreign].rfind(' ').map_or(0, |blank| blank + 1);
+    out.push_str(&text[..plain]);
     let mut payload = String::new();
-    for c in text.chars() {
+    for c in text[plain..].chars() {
         let mut one = String::new();
         match c {
             ' ' => one.push('_'),

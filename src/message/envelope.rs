@@ -16,7 +16,7 @@
 //! | 12 | 4 | r, octets of all recipients |
 //! | 16 | s | the texts that are present, in the order above: length u16, octets |
 //! | 16+s | 4n | per recipient its offset in the next part |
-//! | 16+s+4n | r | per recipient: notify u8, has-orcpt u8, length u16, address, then the same for orcpt |
+//! | 16+s+4n | r | recipients: notify u8, has-orcpt u8, address (length u16, octets), orcpt likewise |
 //!
 //! A reader refuses another version: a newer format gets a newer number, and the old spool is
 //! drained by the old program or by a reader of both.
@@ -173,14 +173,16 @@ impl Default for Notify {
 }
 
 /// What MAIL and RCPT said, and what the control fields of the header added. Every text has at most
-/// [`limits::ENVELOPE_TEXT_BYTES_MAX`] octets; there are at most [`limits::RECIPIENTS_MAX`] recipients.
+/// [`limits::ENVELOPE_TEXT_BYTES_MAX`] octets; there are at most [`limits::RECIPIENTS_MAX`]
+/// recipients.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Envelope {
     /// Who gets the bounces; `None` is `<>`.
     pub sender: Option<Address>,
     /// In the order of the RCPT commands.
     pub recipients: Vec<Recipient>,
-    /// The next hop must offer SMTPUTF8 (RFC 6531). `header::check` clears it where nothing needs it.
+    /// The next hop must offer SMTPUTF8 (RFC 6531). `header::check` clears it where nothing needs
+    /// it.
     pub smtputf8: bool,
     /// What MAIL declared about the content.
     pub body: BodyType,

@@ -341,9 +341,10 @@ fn skip_comment(value: &[u8], mut at: usize) -> usize {
 }
 
 /// Takes the control fields out of `content` into `envelope` and refuses mail loops. `content`
-/// starts with our own Received field, which does not count. Our names win over PowerMTA's; an empty
-/// field says nothing. Also clears `envelope.smtputf8` where neither an address nor the header has
-/// non-ASCII octets, so that such mail still goes to receivers without SMTPUTF8 (RFC 6531 3.2).
+/// starts with our own Received field, which does not count. Our names win over PowerMTA's; an
+/// empty field says nothing. Also clears `envelope.smtputf8` where neither an address nor the
+/// header has non-ASCII octets, so that such mail still goes to receivers without SMTPUTF8 (RFC
+/// 6531 3.2).
 pub fn check(mut content: Content, envelope: &mut Envelope) -> Result<Checked, CheckError> {
     let mut scan = scan(content.as_slice());
     if scan.too_long {
@@ -399,7 +400,7 @@ fn take_controls(
             *place = Some(Box::from(value));
         }
     };
-    let campaign = value(ControlName::Campaign).or(value(ControlName::Job));
+    let campaign = value(ControlName::Campaign).or_else(|| value(ControlName::Job));
     let steered = value(ControlName::Pool).is_some() || value(ControlName::Source).is_some();
     let virtual_mta = value(ControlName::VirtualMta).filter(|_| !steered);
     set(&mut envelope.campaign, campaign);

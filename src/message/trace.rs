@@ -131,8 +131,8 @@ pub fn received(out: &mut Vec<u8>, info: &TraceInfo<'_>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends `at` as a date of RFC 5322 3.3 in UTC, `Sat, 21 Nov 2026 22:19:03 +0000`. Dates after the
-/// year 9999 are given as its last second: the format has four digits.
+/// Appends `at` as a date of RFC 5322 3.3 in UTC, `Sat, 21 Nov 2026 22:19:03 +0000`. Dates after
+/// the year 9999 are given as its last second: the format has four digits.
 pub fn date(out: &mut Vec<u8>, at: Wall) {
     const LAST: u64 = 253_402_300_799;
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
@@ -331,7 +331,9 @@ mod tests {
             date(&mut out, Wall(seconds * 1000));
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
-        let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let leap = |year: u64| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
         let mut expected = (1970, 1, 1);
         for days in 0..157_000 {
             assert_eq!(civil(days), expected);

@@ -326,6 +326,7 @@ fn diagnostics_are_encoded() {
     };
     let status = case.status_text();
     assert!(status.is_ascii());
+    assert!(status.contains("Diagnostic-Code: smtp; 550\r\n"));
     let start = status.find("Diagnostic-Code: smtp;").unwrap();
     let end = status.find("Last-Attempt").unwrap();
     let field = status[start..end].replace("Diagnostic-Code: smtp;", "Subject:");

@@ -83,9 +83,9 @@ fn from_domains() {
 #[test]
 fn control_fields_are_cut() {
     let text = format!(
-        "{OURS}X-Job: old\r\nSubject: s\r\nx-postrider-CAMPAIGN:\r\n autumn 26 \r\nFrom: a@x.org\r\n\
-         X-Postrider-Tenant: acme\r\nX-Postrider-Source:\r\nX-Virtual-MTA: pool1\r\nX-Jobs: kept\r\n\
-         X-virtual-mta: pool1\r\n\r\nX-Job: body\r\n"
+        "{OURS}X-Job: old\r\nSubject: s\r\nx-postrider-CAMPAIGN:\r\n autumn 26 \r\n\
+         From: a@x.org\r\nX-Postrider-Tenant: acme\r\nX-Postrider-Source:\r\nX-Virtual-MTA: pool1\r\n\
+         X-Jobs: kept\r\nX-virtual-mta: pool1\r\n\r\nX-Job: body\r\n"
     );
     let (checked, envelope) = checked(&text).unwrap();
     let rest = "Subject: s\r\nFrom: a@x.org\r\nX-Jobs: kept\r\n\r\nX-Job: body\r\n";
