@@ -16,7 +16,7 @@
 //! | 12 | 4 | r, octets of all recipients |
 //! | 16 | s | the texts that are present, in the order above: length u16, octets |
 //! | 16+s | 4n | per recipient its offset in the next part |
-//! | 16+s+4n | r | recipients: notify u8, has-orcpt u8, address (length u16, octets), orcpt likewise |
+//! | 16+s+4n | r | each: notify u8, has-orcpt u8, address (length u16, octets), orcpt likewise |
 //!
 //! A reader refuses another version: a newer format gets a newer number, and the old spool is
 //! drained by the old program or by a reader of both.

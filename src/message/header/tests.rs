@@ -84,8 +84,8 @@ fn from_domains() {
 fn control_fields_are_cut() {
     let text = format!(
         "{OURS}X-Job: old\r\nSubject: s\r\nx-postrider-CAMPAIGN:\r\n autumn 26 \r\n\
-         From: a@x.org\r\nX-Postrider-Tenant: acme\r\nX-Postrider-Source:\r\nX-Virtual-MTA: pool1\r\n\
-         X-Jobs: kept\r\nX-virtual-mta: pool1\r\n\r\nX-Job: body\r\n"
+         From: a@x.org\r\nX-Postrider-Tenant: acme\r\nX-Postrider-Source:\r\n\
+         X-Virtual-MTA: pool1\r\nX-Jobs: kept\r\nX-virtual-mta: pool1\r\n\r\nX-Job: body\r\n"
     );
     let (checked, envelope) = checked(&text).unwrap();
     let rest = "Subject: s\r\nFrom: a@x.org\r\nX-Jobs: kept\r\n\r\nX-Job: body\r\n";
