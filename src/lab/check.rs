@@ -286,7 +286,7 @@ mod tests {
         let verdict = books.verdict();
         assert_eq!(
             (verdict.duplicates, verdict.repeated, verdict.corrupt),
-            (1, 1, 1)
+            (1, 2, 1)
         );
         assert_eq!(
             (verdict.delivered, verdict.contradicted, verdict.lost),

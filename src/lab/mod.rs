@@ -16,6 +16,7 @@ pub mod identity;
 pub mod ledger;
 pub mod load;
 pub mod personality;
+pub mod receiver;
 pub mod sink;
 pub mod template;
 pub mod zone;
