@@ -7,3 +7,4 @@ pub mod sys;
 
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
 pub use sys::block::Block;
+pub use sys::ifma;
