@@ -197,9 +197,9 @@ mod tests {
                 let mut damaged = key.clone();
                 damaged[at] = byte;
                 // Only the outcome "no panic" is asserted: some changes give another valid key.
-                drop(rsa_private_key(&damaged).map(|parts| parts.n.len()));
-                drop(pkcs8(&damaged).is_some());
-                drop(rsa_public_key(&damaged).is_some());
+                std::hint::black_box(rsa_private_key(&damaged).is_some());
+                std::hint::black_box(pkcs8(&damaged).is_some());
+                std::hint::black_box(rsa_public_key(&damaged).is_some());
             }
         }
     }

@@ -8,3 +8,4 @@ pub mod uring;
 
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
 pub use sys::block::Block;
+pub use sys::ifma;
