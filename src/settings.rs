@@ -1,0 +1,102 @@
+//! settings - turns the configuration snapshot into the plain structs that each room defines.
+//!
+//! The only place that knows both sides: below it nobody knows that a configuration file exists.
+
+use std::sync::Arc;
+
+use crate::config::{Listener as ConfiguredListener, Snapshot};
+use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
+use crate::routing::{Route, RouteTable};
+use crate::service::dispatch::{Pool, Settings, Source, Via};
+use crate::service::smtpd::Listener;
+use crate::service::spooler::SpoolerConfig;
+use crate::smtp::client::ClientConfig;
+use crate::smtp::server::ServerConfig;
+
+/// What a spool is told.
+#[must_use]
+pub fn spooler(snapshot: &Snapshot, number: u16) -> SpoolerConfig {
+    SpoolerConfig {
+        directory: snapshot.node.data_dir.clone(),
+        shard: number,
+        segment_bytes: snapshot.spool.segment_size,
+        low_water_bytes: snapshot.spool.free_space_min,
+    }
+}
+
+/// What the brain is told.
+#[must_use]
+pub fn queue(snapshot: &Snapshot, seed: u64) -> QueueConfig {
+    let delivery = &snapshot.delivery;
+    QueueConfig {
+        retry: RetryPolicy::new(&delivery.retry, RETRY_JITTER_PERCENT, delivery.expire)
+            .unwrap_or_default(),
+        limits: PathLimits {
+            connections_max: delivery.connections_max,
+            messages_per_connection_max: delivery.messages_per_connection,
+            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount.into(), rate.period).ok()),
+        },
+        idle_max: delivery.idle_timeout,
+        seed,
+        ..QueueConfig::default()
+    }
+}
+
+/// Retries of one moment's failures spread over a tenth of their delay either way.
+const RETRY_JITTER_PERCENT: u8 = 10;
+
+/// What a shard's part of a listener is told.
+#[must_use]
+pub fn listener(snapshot: &Snapshot, listener: &ConfiguredListener, shards: u16) -> Listener {
+    let mut server = ServerConfig::new(&snapshot.node.hostname);
+    server.size_max = listener.max_message_size;
+    server.recipients_max = listener.max_recipients;
+    Listener {
+        server: Arc::new(server),
+        may_relay: {
+            let listener = listener.clone();
+            Box::new(move |peer| listener.may_relay(peer))
+        },
+        sessions_max: listener.connections_max.div_ceil(u32::from(shards)),
+        idle_timeout: listener.idle_timeout,
+    }
+}
+
+/// What a dispatcher is told.
+#[must_use]
+pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
+    let delivery = &snapshot.delivery;
+    let mut client = ClientConfig::new(&snapshot.node.hostname);
+    client.pipeline_depth = delivery.pipeline_depth;
+    client.recipients_max = delivery.recipients_per_message;
+    client.transactions_max = delivery.messages_per_connection;
+    Settings {
+        shard,
+        shards,
+        hostname: Arc::clone(&snapshot.node.hostname),
+        sources: sources(snapshot),
+        pools: snapshot
+            .pools
+            .iter()
+            .map(|pool| Pool {
+                name: Arc::clone(&pool.name),
+                members: pool.members.iter().map(|member| (member.source, member.weight)).collect(),
+            })
+            .collect(),
+        default_pool: snapshot.default_pool,
+        vias: snapshot.routes.iter().map(|route| via(&route.via)).collect(),
+        routes: routes(snapshot),
+        mail_port: delivery.port,
+        connect_timeout: delivery.connect_timeout,
+        client,
+    }
+}
+
+fn sources(snapshot: &Snapshot) -> Vec<Source> {
+    let source = |source: &crate::config::Source| Source {
+        name: Arc::clone(&source.name),
+        address: source.address,
+        helo: Arc::clone(&source.helo),
+    };
+    snapshot.sources.iter().map(source).collect()
+}
