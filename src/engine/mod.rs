@@ -2,6 +2,7 @@
 //!
 //! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe code.
 
+pub mod mesh;
 pub mod port;
 pub mod sys;
 pub mod uring;

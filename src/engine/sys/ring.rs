@@ -369,6 +369,10 @@ impl<T> Ring<T> {
                 .and_then(|id| self.pool.lease(id, u32::try_from(result).unwrap_or(0)));
             let op = self.ops.get_mut(key.index as usize);
             let Some(op) = op.filter(|op| op.generation == key.generation) else {
+                // A close or a cancel that had nothing to do. None of those has a buffer.
+                if let Some(lease) = lease {
+                    self.pool.give_back(lease);
+                }
                 continue;
             };
             let more = cqueue::more(flags);

@@ -230,7 +230,7 @@ impl Drop for UringRuntime {
         turn_until(core, STOP_WAIT, |reactor| reactor.ring.in_flight() == 0);
         core.stopped.set(true);
         core.listener.borrow_mut().take();
-        core.shared.ready.with(std::mem::take);
+        core.shared.close();
     }
 }
 

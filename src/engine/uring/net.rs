@@ -277,7 +277,11 @@ pub(super) async fn connect_to(
     drop((operation, sleep));
     if result < 0 {
         core.reactor.borrow_mut().ring.release(fd);
-        return Err(net_error(-result));
+        return Err(match -result {
+            // The source was fine in bind(2), so it is the ports that ran out.
+            libc::EADDRNOTAVAIL => NetError::Exhausted,
+            errno => net_error(errno),
+        });
     }
     Ok(UringStream::new(core, fd, target, None))
 }

@@ -352,6 +352,12 @@ impl Reactor {
             .count()
     }
 
+    /// How many connections exist, dropped ones that are not closed yet included.
+    #[cfg(test)]
+    pub(crate) fn streams_open(&self) -> usize {
+        self.streams.len()
+    }
+
     /// A chunk was dropped.
     pub(crate) fn give_back(&mut self, lease: Lease) {
         self.ring.pool().give_back(lease);
