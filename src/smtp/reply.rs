@@ -273,10 +273,10 @@ impl ReplyParser {
     /// taken in and the reply is not whole.
     ///
     /// Errors: see [`ReplyError`]; the parser must not be used after one.
-    pub fn take<'a>(
-        &'a mut self,
-        input: &mut &'a [u8],
-    ) -> Result<Option<ReplyRef<'a>>, ReplyError> {
+    pub fn take<'r, 'i: 'r>(
+        &'r mut self,
+        input: &mut &'i [u8],
+    ) -> Result<Option<ReplyRef<'r>>, ReplyError> {
         if self.handed_out {
             self.handed_out = false;
             self.text.clear();
@@ -376,5 +376,163 @@ fn split_line(line: &[u8]) -> Result<(u16, bool, &[u8]), ReplyError> {
         [b' ', text @ ..] => Ok((code, false, text)),
         [b'-', text @ ..] => Ok((code, true, text)),
         _ => Err(ReplyError::Code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(input: &[u8], step: usize) -> (Vec<Reply>, Option<ReplyError>) {
+        let mut parser = ReplyParser::default();
+        let mut replies = Vec::new();
+        for piece in input.chunks(step) {
+            let mut rest = piece;
+            loop {
+                match parser.take(&mut rest) {
+                    Ok(Some(reply)) => replies.push(reply.to_reply()),
+                    Ok(None) => break,
+                    Err(error) => return (replies, Some(error)),
+                }
+            }
+        }
+        (replies, None)
+    }
+
+    // One line, many lines, bare codes, LF alone: the same for every split.
+    #[test]
+    fn replies_are_the_same_for_any_split() {
+        let input = b"220 hi\r\n250-one\r\n250-2.1.0 two\r\n250 three\r\n354\r\n\
+            550-5.1.1 no\r\n550 5.1.1 user \x00\xff\r\n421 bye\n";
+        let whole = all(input, input.len());
+        assert_eq!(whole.1, None);
+        let codes: Vec<u16> = whole.0.iter().map(|reply| reply.code).collect();
+        assert_eq!(codes, [220, 250, 354, 550, 421]);
+        assert_eq!(
+            whole.0[1].lines,
+            [Box::from("one"), "2.1.0 two".into(), "three".into()]
+        );
+        assert_eq!(whole.0[3].status, Some(EnhancedStatus::NO_SUCH_MAILBOX));
+        assert_eq!(whole.0[3].lines, [Box::from("no"), "user ??".into()]);
+        for step in 1..input.len() {
+            assert_eq!(all(input, step), whole, "steps of {step}");
+        }
+    }
+
+    // feed and next_reply give the same as take.
+    #[test]
+    fn feeding_gives_whole_replies() {
+        let mut parser = ReplyParser::default();
+        parser.feed(b"250-a\r\n250");
+        assert_eq!(parser.next_reply(), Ok(None));
+        assert!(parser.is_partial());
+        parser.feed(b" b\r\n220 c\r\n2");
+        assert_eq!(parser.next_reply().unwrap().unwrap().lines.len(), 2);
+        assert_eq!(parser.next_reply().unwrap().unwrap().code, 220);
+        assert_eq!(parser.next_reply(), Ok(None));
+    }
+
+    // Each way to break the syntax, and each bound.
+    #[test]
+    fn garbage_is_an_error() {
+        let long = [b"250 ".to_vec(), vec![b'x'; 3000]].concat();
+        let lines = b"250-x\r\n".repeat(1000);
+        let wide = [b"250-".to_vec(), vec![b'x'; 2000], b"\r\n".to_vec()]
+            .concat()
+            .repeat(100);
+        let table: [(&[u8], ReplyError); 9] = [
+            (b"199 x\r\n", ReplyError::Code),
+            (b"600 x\r\n", ReplyError::Code),
+            (b"25 x\r\n", ReplyError::Code),
+            (b"250_x\r\n", ReplyError::Code),
+            (b"\r\n", ReplyError::Code),
+            (b"250-a\r\n251 b\r\n", ReplyError::Mixed),
+            (&long, ReplyError::LineTooLong),
+            (&lines, ReplyError::TooManyLines),
+            (&wide, ReplyError::TooLong),
+        ];
+        for (input, expected) in table {
+            for step in [1, 7, input.len()] {
+                assert_eq!(all(input, step), (Vec::new(), Some(expected)));
+            }
+        }
+    }
+
+    // RFC 2034 4: the code stands on every line; what would break a line does not get out.
+    #[test]
+    fn encoding_puts_the_status_on_every_line() {
+        let reply = Reply {
+            code: 550,
+            status: Some(EnhancedStatus::NO_SUCH_MAILBOX),
+            lines: vec!["one".into(), "two\r\n250 ok".into()],
+        };
+        let mut out = Vec::new();
+        reply.encode(&mut out);
+        assert_eq!(out, b"550-5.1.1 one\r\n550 5.1.1 two??250 ok\r\n");
+        assert_eq!(reply.text().as_str(), "550 5.1.1 one two??250 ok");
+        assert_eq!(reply.text().code(), Some(550));
+        let mut empty = Vec::new();
+        Reply {
+            code: 250,
+            status: None,
+            lines: Vec::new(),
+        }
+        .encode(&mut empty);
+        assert_eq!(empty, b"250 \r\n");
+    }
+
+    // The status is taken only when its class agrees; the text is bounded and printable.
+    #[test]
+    fn status_and_text_of_an_outcome() {
+        let status = |code, text: &'static [u8]| ReplyRef { code, text }.status();
+        assert_eq!(status(550, b"5.1.1 x"), EnhancedStatus::NO_SUCH_MAILBOX);
+        assert_eq!(status(450, b"5.1.1 x"), EnhancedStatus::TEMPORARY);
+        assert_eq!(status(554, b"no"), EnhancedStatus::PERMANENT);
+        assert_eq!(status(250, b""), EnhancedStatus::OK);
+        let long = ReplyRef {
+            code: 550,
+            text: &[0xff; 5000],
+        }
+        .to_text();
+        assert_eq!(long.as_str().len(), limits::SMTP_OUTCOME_TEXT_BYTES_MAX);
+        assert_eq!(
+            ReplyRef {
+                code: 250,
+                text: b""
+            }
+            .to_text()
+            .as_str(),
+            "250"
+        );
+        assert_eq!(ReplyText::local("lost").code(), None);
+    }
+
+    /// Any octets, any split: no panic, no growth beyond the bounds, the same replies.
+    #[test]
+    fn fuzz_smtp_reply() {
+        let words: [&[u8]; 9] = [
+            b"250",
+            b"-",
+            b" ",
+            b"\r\n",
+            b"\n",
+            b"5.1.1",
+            b"354 x\r\n",
+            b"\xff",
+            b"421-a\r\n",
+        ];
+        let mut seed = 5u64;
+        for _ in 0..5000 {
+            let mut input = Vec::new();
+            for _ in 0..12 {
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(99);
+                input.extend_from_slice(words[(seed >> 40) as usize % 9]);
+            }
+            let whole = all(&input, input.len());
+            assert_eq!(all(&input, 1), whole);
+            assert_eq!(all(&input, 5), whole);
+        }
     }
 }
