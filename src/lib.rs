@@ -3,6 +3,7 @@
 //! | room | what it is for | may import |
 //! |---|---|---|
 //! | `admin` | the control socket: status, metrics, suspend and resume, by messages | `limits config message routing queue engine` |
+//! | `cli` | the command line, one file per verb; wires | everything |
 //! | `config` | the parameter table, the file, the checked snapshot; fills plain structs | everything below it |
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
@@ -15,6 +16,7 @@
 //! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod dkim;
 pub mod engine;

@@ -11,6 +11,8 @@ mod http;
 mod metrics;
 mod socket;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use http::{ANSWER_TIMEOUT, Call, Changed, Probed, Selector, calls, serve};
 pub use metrics::render;
