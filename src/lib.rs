@@ -13,4 +13,5 @@ pub mod engine;
 pub mod limits;
 pub mod message;
 pub mod queue;
+pub mod routing;
 pub mod time;
