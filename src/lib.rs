@@ -25,4 +25,5 @@ pub mod limits;
 pub mod message;
 pub mod smtp;
 pub mod queue;
+pub mod routing;
 pub mod time;
