@@ -10,7 +10,6 @@
 //! Standards: RFC 5321 5.1, RFC 2308, RFC 7505.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -30,7 +29,7 @@ use crate::admin::{
 };
 use crate::config::{Dns, Snapshot};
 use crate::limits;
-use crate::routing::{DnsResult, Mx};
+use crate::routing::{DnsFailure, DnsResult, HostAddresses, Mx};
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
 use crate::service::resolver::{Ask, MailAnswer, Question};
 use crate::spool::SpoolStatus;
@@ -184,14 +183,18 @@ async fn look_up(resolver: &TokioResolver, question: &Question) -> MailAnswer {
     let mut addresses = HashMap::new();
     let mx = match question {
         Question::Mail(domain) => mail_exchangers(resolver, domain, &mut lifetime).await,
-        Question::Host(_) => DnsResult::NoData,
+        Question::Host(_) => Err(DnsFailure::NoData),
     };
     let hosts: Vec<Arc<str>> = match (&mx, question) {
-        (DnsResult::Found(records), _) => {
-            records.iter().take(limits::MX_HOSTS_MAX).map(|mx| Arc::clone(&mx.host)).collect()
+        (Ok(records), _) => {
+            let mut best: Vec<&Mx> = records.iter().collect();
+            best.sort_by_key(|mx| mx.preference);
+            best.iter().take(limits::MX_MAX).map(|mx| Arc::from(&*mx.exchange)).collect()
         }
-        (DnsResult::NoData, Question::Mail(name) | Question::Host(name)) => vec![Arc::clone(name)],
-        _ => Vec::new(),
+        (Err(DnsFailure::NoData), Question::Mail(name) | Question::Host(name)) => {
+            vec![Arc::clone(name)]
+        }
+        (Err(_), _) => Vec::new(),
     };
     for host in hosts {
         if host.is_empty() || addresses.contains_key(&host) {
@@ -219,42 +222,32 @@ async fn mail_exchangers(
 ) -> DnsResult<Vec<Mx>> {
     let records = query(resolver, domain, RecordType::MX, lifetime, |data| match data {
         RData::MX(mx) => {
-            Some(Mx { preference: mx.preference, host: host_name(&mx.exchange.to_ascii()) })
+            Some(Mx { preference: mx.preference, exchange: host_name(&mx.exchange.to_ascii()) })
         }
         _ => None,
     });
     records.await
 }
 
-/// A and AAAA of one host. A host is known by either; a failure of one family counts only where
-/// the other has nothing.
+/// A and AAAA of one host, asked at once.
 async fn host_addresses(
     resolver: &TokioResolver,
     host: &str,
     lifetime: &mut Lifetime,
-) -> DnsResult<Vec<IpAddr>> {
+) -> HostAddresses {
     let (mut short, mut long) = (Lifetime(lifetime.0), Lifetime(lifetime.0));
     let v4 = query(resolver, host, RecordType::A, &mut short, |data| match data {
-        RData::A(address) => Some(IpAddr::V4(address.0)),
+        RData::A(address) => Some(address.0),
         _ => None,
     });
     let v6 = query(resolver, host, RecordType::AAAA, &mut long, |data| match data {
-        RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+        RData::AAAA(address) => Some(address.0),
         _ => None,
     });
-    let both = tokio::join!(v4, v6);
+    let (v4, v6) = tokio::join!(v4, v6);
     lifetime.at_most(short.0);
     lifetime.at_most(long.0);
-    match both {
-        (DnsResult::Found(mut v4), DnsResult::Found(v6)) => {
-            v4.extend(v6);
-            DnsResult::Found(v4)
-        }
-        (DnsResult::Found(found), _) | (_, DnsResult::Found(found)) => DnsResult::Found(found),
-        (DnsResult::Failed, _) | (_, DnsResult::Failed) => DnsResult::Failed,
-        (DnsResult::NoDomain, _) | (_, DnsResult::NoDomain) => DnsResult::NoDomain,
-        (DnsResult::NoData, DnsResult::NoData) => DnsResult::NoData,
-    }
+    HostAddresses { v4, v6 }
 }
 
 async fn query<T>(
@@ -271,7 +264,7 @@ async fn query<T>(
             let found: Vec<T> =
                 lookup.answers().iter().filter_map(|record| take(&record.data)).collect();
             // A CNAME without the type behind it has an answer section and still no data.
-            if found.is_empty() { DnsResult::NoData } else { DnsResult::Found(found) }
+            if found.is_empty() { Err(DnsFailure::NoData) } else { Ok(found) }
         }
         Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
             let ttl = none.negative_ttl.map_or(limits::RESOLVER_TTL_MIN, |seconds| {
@@ -279,25 +272,25 @@ async fn query<T>(
             });
             lifetime.at_most(ttl.min(limits::RESOLVER_NEGATIVE_TTL_MAX));
             match none.response_code {
-                ResponseCode::NXDomain => DnsResult::NoDomain,
+                ResponseCode::NXDomain => Err(DnsFailure::NoSuchDomain),
                 // A referral instead of an answer says nothing about the name (a lame server).
                 ResponseCode::NoError if none.soa.is_some() || none.ns.is_none() => {
-                    DnsResult::NoData
+                    Err(DnsFailure::NoData)
                 }
-                _ => DnsResult::Failed,
+                _ => Err(DnsFailure::Temporary),
             }
         }
         Err(error) => {
             tracing::debug!(name, %kind, %error, "no answer from the DNS");
             lifetime.at_most(limits::RESOLVER_TTL_MIN);
-            DnsResult::Failed
+            Err(DnsFailure::Temporary)
         }
     }
 }
 
 /// A host name as the rest of the house has it: lower case, without the final dot.
-fn host_name(name: &str) -> Arc<str> {
-    Arc::from(name.trim_end_matches('.').to_ascii_lowercase())
+fn host_name(name: &str) -> Box<str> {
+    Box::from(name.trim_end_matches('.').to_ascii_lowercase())
 }
 
 /// Where admin calls are answered.

@@ -262,3 +262,53 @@ pub const DKIM_JOBS_MAX: usize = 2048;
 /// 0.7 ms), which is how long signing may keep a shard from its sockets.
 pub const DKIM_BATCH_MAX: usize = 8;
 const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
+
+// ---- service ----
+
+/// Most inbound sessions of one shard: 10,000 idle ones at under 2 KiB each are 20 MiB, and twice
+/// that is still little beside the fresh messages.
+pub const SESSIONS_MAX: u32 = 20_000;
+
+/// Bytes of fresh messages that one shard keeps in memory for their first attempt: some 6,000 of
+/// 10 KiB, a fifth of a second of saturated traffic; beyond it delivery reads the spool.
+pub const FRESH_BYTES_MAX: u64 = 64 << 20;
+
+/// Domains whose way a shard remembers: a campaign's usual few hundred thousand cost 20 MiB.
+pub const WAYS_MAX: usize = 200_000;
+
+/// Egress paths whose target a shard remembers before it drops those that the brain has forgotten.
+pub const PATHS_REMEMBERED_MAX: usize = 100_000;
+
+/// Addresses tried in one dial: RFC 5321 5.1 wants at least two; with a connect timeout each, more
+/// would keep a dead site's dial busy for minutes.
+pub const DIAL_ADDRESSES_MAX: usize = 6;
+
+/// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
+/// three minutes.
+pub const SEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
+
+/// Messages that recovery gives to the brain in one turn of the loop: about a millisecond of work.
+pub const RESTORE_PORTION: usize = 512;
+
+/// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
+pub const DRAIN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Letters that wait in a shard's mailbox: some 50 ms of saturated cross-shard traffic; what does
+/// not fit waits with its sender.
+pub const MAILBOX_LETTERS_MAX: usize = 16_384;
+
+/// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
+pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
+
+/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
+pub const RESOLVER_TTL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).
+pub const RESOLVER_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// Longest life of a negative answer (RFC 2308 5: one to three hours work well; we want less, since
+/// it delays mail to a domain that was just set up).
+pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// DNS questions under way at once; the rest wait in order.
+pub const QUESTIONS_AT_ONCE_MAX: usize = 512;

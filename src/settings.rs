@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use crate::config::{Listener as ConfiguredListener, Snapshot};
+use crate::config::{self, Snapshot};
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
-use crate::routing::{Route, RouteTable};
-use crate::service::dispatch::{Pool, Settings, Source, Via};
+use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
+use crate::service::dispatch::{Pool, Settings, Source};
 use crate::service::smtpd::Listener;
 use crate::service::spooler::SpoolerConfig;
 use crate::smtp::client::ClientConfig;
@@ -47,7 +47,7 @@ const RETRY_JITTER_PERCENT: u8 = 10;
 
 /// What a shard's part of a listener is told.
 #[must_use]
-pub fn listener(snapshot: &Snapshot, listener: &ConfiguredListener, shards: u16) -> Listener {
+pub fn listener(snapshot: &Snapshot, listener: &config::Listener, shards: u16) -> Listener {
     let mut server = ServerConfig::new(&snapshot.node.hostname);
     server.size_max = listener.max_message_size;
     server.recipients_max = listener.max_recipients;
@@ -84,16 +84,50 @@ pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
             })
             .collect(),
         default_pool: snapshot.default_pool,
-        vias: snapshot.routes.iter().map(|route| via(&route.via)).collect(),
         routes: routes(snapshot),
+        own: own(snapshot),
         mail_port: delivery.port,
         connect_timeout: delivery.connect_timeout,
         client,
     }
 }
 
+/// The routes; the configuration has checked them, so an empty table is not an expected outcome.
+fn routes(snapshot: &Snapshot) -> RouteTable {
+    let pattern = |pattern: &config::DomainPattern| match pattern {
+        config::DomainPattern::Any => DomainPattern::Any,
+        config::DomainPattern::Exact(name) => DomainPattern::Exact(Box::from(&**name)),
+        config::DomainPattern::Below(name) => DomainPattern::Below(Box::from(&**name)),
+    };
+    let hop = |hop: &config::HostPort| HostPort {
+        host: match &hop.host {
+            config::Host::Name(name) => RouteHost::Name(Arc::clone(name)),
+            config::Host::Address(ip) => RouteHost::Address(*ip),
+        },
+        port: Some(hop.port),
+    };
+    let route = |route: &config::Route| Route {
+        domains: route.domains.iter().map(pattern).collect(),
+        via: route.via.iter().map(hop).collect(),
+    };
+    RouteTable::new(snapshot.routes.iter().map(route).collect()).unwrap_or_default()
+}
+
+/// Who we are, for the cut of RFC 5321 5.1: our name, and our addresses where we listen on the very
+/// port that mail exchangers are reached at.
+fn own(snapshot: &Snapshot) -> Own {
+    let addresses: Vec<_> = snapshot
+        .listeners
+        .iter()
+        .filter(|listener| listener.address.port() == snapshot.delivery.port)
+        .map(|listener| listener.address.ip())
+        .filter(|address| !address.is_unspecified())
+        .collect();
+    Own::new([&*snapshot.node.hostname], &addresses)
+}
+
 fn sources(snapshot: &Snapshot) -> Vec<Source> {
-    let source = |source: &crate::config::Source| Source {
+    let source = |source: &config::Source| Source {
         name: Arc::clone(&source.name),
         address: source.address,
         helo: Arc::clone(&source.helo),

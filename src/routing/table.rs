@@ -203,6 +203,12 @@ impl RouteTable {
     /// The first route for this domain; `None` for the way of the MX records.
     #[must_use]
     pub fn lookup(&self, domain: &Domain) -> Option<&Route> {
+        self.position(domain).and_then(|index| self.routes.get(index))
+    }
+
+    /// The position of the first route for this domain.
+    #[must_use]
+    pub fn position(&self, domain: &Domain) -> Option<usize> {
         let name = domain.as_str();
         let exact = self.exact.get(name).copied();
         let dots = name
@@ -210,8 +216,13 @@ impl RouteTable {
             .enumerate()
             .filter(|(_, b)| *b == b'.' && !domain.is_literal());
         let parents = dots.filter_map(|(at, _)| self.below.get(&name[at + 1..]).copied());
-        let first = parents.chain(exact).chain(self.any).min()?;
-        self.routes.get(first)
+        parents.chain(exact).chain(self.any).min()
+    }
+
+    /// All routes, by position.
+    #[must_use]
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
     }
 }
 

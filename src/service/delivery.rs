@@ -14,7 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,8 +27,10 @@ use crate::limits;
 use crate::queue::{Cause, CauseKind, ConnectionId, EntryId};
 use crate::service::dispatch::{Dispatch, Path};
 use crate::service::held::Held;
+use crate::service::mesh::Failure;
 use crate::smtp::client::{
-    Client, ClientConfig, ClientEvent, Disconnect, Outcome, Transaction,
+    self, Client, ClientConfig, ClientEvent, Disconnect, DsnParameters, Outcome, RecipientDsn,
+    Transaction,
 };
 use crate::time::Mono;
 
@@ -51,6 +53,12 @@ impl Link {
     pub fn close(&self) {
         self.closing.set(true);
         self.changed.raise();
+    }
+
+    /// As [`Link::close`], and nothing that is assigned but not begun is begun any more.
+    pub fn stop(&self) {
+        self.assigned.borrow_mut().clear();
+        self.close();
     }
 
     fn next(&self) -> Option<EntryId> {
@@ -126,12 +134,6 @@ async fn open<P: Port>(
     dispatch.port.connect(path.source.address, host.address, deadline).await
 }
 
-/// Whether a connection from `source` to `target` is possible at all: one family.
-#[must_use]
-pub fn same_family(source: Option<IpAddr>, target: IpAddr) -> bool {
-    source.is_none_or(|source| source.is_ipv4() == target.is_ipv4())
-}
-
 struct Connection<'a, P: Port> {
     dispatch: &'a Rc<Dispatch<P>>,
     id: ConnectionId,
@@ -165,14 +167,14 @@ impl<'a, P: Port> Connection<'a, P> {
             helo: Arc::clone(&path.source.helo),
             ..dispatch.settings.client.clone()
         };
-        let client = Client::new(config, dispatch.port.now());
+        let client = Client::new(config);
         let (in_hand, events, pieces) = (Vec::new(), Vec::new(), Vec::new());
         Self { dispatch, id, link, host, stream, client, in_hand, events, pieces }
     }
 
     /// How many transactions the connection takes at once.
     fn slots(&self) -> u32 {
-        self.client.slots()
+        u32::from(self.dispatch.settings.client.pipeline_depth)
     }
 
     /// Waits for the greeting and the answer to EHLO.
@@ -182,8 +184,8 @@ impl<'a, P: Port> Connection<'a, P> {
             for event in std::mem::take(&mut self.events) {
                 match event {
                     ClientEvent::Ready => return Ok(()),
-                    ClientEvent::Refused { text, .. } => {
-                        return Err(Cause::new(CauseKind::Host, &self.at_host(&text)));
+                    ClientEvent::Refused { reply, .. } => {
+                        return Err(Cause::new(CauseKind::Host, &self.at_host(&reply.text())));
                     }
                     ClientEvent::Closed => {
                         let text = self.at_host("the connection ended before the greeting did");
@@ -215,8 +217,8 @@ impl<'a, P: Port> Connection<'a, P> {
             for event in std::mem::take(&mut self.events) {
                 match event {
                     ClientEvent::Done { token, outcomes } => self.done(token, outcomes),
-                    ClientEvent::Refused { text, .. } => {
-                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(&text)));
+                    ClientEvent::Refused { reply, .. } => {
+                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(&reply.text())));
                     }
                     ClientEvent::Closed => {
                         ended.get_or_insert(Cause::IDLE);
@@ -236,19 +238,9 @@ impl<'a, P: Port> Connection<'a, P> {
                 self.client.quit();
                 self.send_output().await;
             }
-            let deadline = match self.client.deadline() {
-                Some(deadline) => deadline,
-                None => self.dispatch.port.now().after(self.dispatch.settings.idle_timeout),
-            };
+            // No deadline of its own while idle: the brain closes what has been idle for long.
+            let deadline = self.client.deadline().unwrap_or(Mono::NEVER);
             let woken = self.wait(deadline, true).await;
-            let woken = match woken {
-                Woken::Deadline if self.client.deadline().is_none() => {
-                    // Idle for long enough: say goodbye; the machine sets the deadline for 221.
-                    self.client.quit();
-                    continue;
-                }
-                other => other,
-            };
             self.woken(woken);
         }
     }
@@ -291,11 +283,12 @@ impl<'a, P: Port> Connection<'a, P> {
     }
 
     async fn send_output(&mut self) {
-        if !self.client.poll_output(&mut self.pieces) {
+        let now = self.dispatch.port.now();
+        if !self.client.poll_output(now, &mut self.pieces) {
             return;
         }
         let pieces = std::mem::take(&mut self.pieces);
-        let deadline = self.dispatch.port.now().after(limits::SEND_TIMEOUT);
+        let deadline = now.after(limits::SEND_TIMEOUT);
         if self.stream.send(pieces, deadline).await.is_err() {
             self.client.disconnected(Disconnect::Reset, &mut self.events);
         }
@@ -305,8 +298,13 @@ impl<'a, P: Port> Connection<'a, P> {
     async fn begin_assigned(&mut self) {
         while self.client.can_send() {
             if let Some(hand) = self.in_hand.iter_mut().find(|hand| hand.trying.is_empty()) {
-                let transaction = next_transaction(hand, self.client.recipients_max());
-                self.client.send(transaction, self.dispatch.port.now());
+                let recipients_max = self.dispatch.settings.client.recipients_max;
+                let transaction = next_transaction(hand, recipients_max);
+                let at_once = self.client.send(transaction);
+                self.events.extend(at_once);
+                if !self.events.is_empty() {
+                    return;
+                }
                 continue;
             }
             let Some(entry) = self.link.next() else { return };
@@ -351,7 +349,7 @@ impl<'a, P: Port> Connection<'a, P> {
         }
         let held = Arc::clone(&hand.held);
         self.dispatch.settle_attempt(&held, attempt.delivered, attempt.failed);
-        let lost = self.client.is_closed();
+        let lost = !self.client.can_send() && self.client.is_spent();
         if hand.untried.is_empty() || lost {
             self.end_entry(position);
         }
@@ -399,7 +397,7 @@ impl Attempt {
             Outcome::Failed { status, text } => self.failed.push(Failure {
                 recipient,
                 status,
-                text,
+                text: Box::from(text.as_str()),
                 remote: Some(Box::from(&*host.name)),
             }),
             Outcome::Deferred { cause: client::Cause::NextBatch, .. } => {
@@ -410,9 +408,11 @@ impl Attempt {
                 let kind = match cause {
                     client::Cause::Host => CauseKind::Host,
                     client::Cause::Connection => CauseKind::Connection,
-                    client::Cause::ThisRecipient | client::Cause::NextBatch => CauseKind::Recipient,
+                    client::Cause::ThisRecipient
+                    | client::Cause::ThisMessage
+                    | client::Cause::NextBatch => CauseKind::Recipient,
                 };
-                self.cause = Some(Cause { kind, text: Some(text) });
+                self.cause = Some(Cause::new(kind, text.as_str()));
             }
             Outcome::Ambiguous { .. } => {
                 self.put_off.push(recipient);
@@ -423,9 +423,44 @@ impl Attempt {
 }
 
 /// The next transaction for an entry: as many untried recipients as one transaction may have.
-fn next_transaction(hand: &mut InHand, recipients_max: usize) -> Transaction {
-    let count = hand.untried.len().min(recipients_max.max(1));
+fn next_transaction(hand: &mut InHand, recipients_max: u32) -> Transaction {
+    let most = usize::try_from(recipients_max).unwrap_or(usize::MAX).max(1);
+    let count = hand.untried.len().min(most);
     hand.trying = hand.untried.drain(..count).collect();
     assert!(!hand.trying.is_empty(), "an entry without recipients was assigned");
-    wire::transaction(hand.entry.to_bits(), &hand.held, &hand.trying)
+    transaction(hand.entry.to_bits(), &hand.held, &hand.trying)
+}
+
+/// What the machine needs to send a message to these of its recipients. The bytes are shared.
+fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
+    let envelope = &held.envelope;
+    let chosen = || {
+        recipients.iter().filter_map(|index| envelope.recipients.get(*index as usize))
+    };
+    let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let wants_dsn = envelope.ret.is_some()
+        || envelope.envid.is_some()
+        || chosen().any(|to| to.notify.is_specified() || to.orcpt.is_some());
+    let dsn = wants_dsn.then(|| {
+        Box::new(DsnParameters {
+            ret: envelope.ret,
+            envid: envelope.envid.as_deref().map(text),
+            recipients: chosen()
+                .map(|to| RecipientDsn { notify: to.notify, orcpt: to.orcpt.as_deref().map(text) })
+                .collect(),
+        })
+    });
+    let mut content = Vec::with_capacity(2);
+    content.extend(held.signature.get().cloned());
+    content.push(held.content.clone());
+    Transaction {
+        token,
+        sender: envelope.sender.as_ref().map_or_else(Bytes::new, |sender| text(sender.as_str())),
+        recipients: chosen().map(|to| text(to.address.as_str())).collect(),
+        size: content.iter().map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX)).sum(),
+        content,
+        smtputf8: envelope.smtputf8,
+        eight_bit: held.eight_bit,
+        dsn,
+    }
 }

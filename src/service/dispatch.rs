@@ -18,19 +18,27 @@ use std::time::Duration;
 
 use crate::engine::{Class, Port, Signal};
 use crate::limits;
-use crate::message::{self, Content, Domain, Envelope, MessageId};
+use crate::message::{Content, Domain, EnhancedStatus, Envelope, MessageId, dsn, header};
 use crate::queue::{
-    Action, Cause, CauseKind, ConnectionId, EntryId, Event, PathId, Queue, Recipients,
+    Action, Cause, CauseKind, ConnectionId, EntryId, Event, PathId, PathReport, Queue, Recipients,
+};
+use crate::routing::{
+    self, AddressPlan, Families, Host, HostPort, Own, Plan, RouteHost, RouteTable,
 };
 use crate::service::delivery::{self, HostAddress, Link};
 use crate::service::held::{FreshBudget, Held};
-use crate::service::mesh::{Bounce, Failure, LendError, Mesh, ShardMessage, Target, Transfer};
-use crate::service::resolver::Resolver;
+use crate::service::mesh::{
+    Bounce, Failure, Figures, LendError, Mesh, PathFigures, ShardMessage, Target, Transfer,
+};
+use crate::service::resolver::{Known, Question, Resolver};
 use crate::service::smtpd::Intake;
 use crate::service::spooler::{Loaded, Spooler};
 use crate::smtp::client::ClientConfig;
+use crate::smtp::reply::Reply;
 use crate::smtp::server::{Inbound, Refusal};
-use crate::spool::{AppendError, ReadError, Settlement, SettlementKind, Stored};
+use crate::spool::{
+    AppendError, PendingRecipient, ReadError, Settlement, SettlementKind, Stored,
+};
 use crate::time::{Mono, Wall};
 
 /// A source address with its name, as delivery needs it.
@@ -53,15 +61,6 @@ pub struct Pool {
     pub members: Vec<(u16, u32)>,
 }
 
-/// A configured next hop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Via {
-    /// The site's name: the hosts, joined.
-    pub site: Arc<str>,
-    /// Hosts in the order to try, by name or address literal, with their ports.
-    pub hosts: Vec<(Arc<str>, u16)>,
-}
-
 /// What one shard's dispatcher is told; plain values, filled from the configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -77,16 +76,14 @@ pub struct Settings {
     pub pools: Vec<Pool>,
     /// The pool for mail that names none.
     pub default_pool: usize,
-    /// Next hops of the routes; a route names one by its position.
-    pub vias: Vec<Via>,
     /// Which route a domain takes, if any.
     pub routes: RouteTable,
-    /// The port of hosts found by MX.
+    /// The names and addresses that are us.
+    pub own: Own,
+    /// The port of hosts found by MX, and of routes that name none.
     pub mail_port: u16,
     /// How long a TCP connection may take to be made.
     pub connect_timeout: Duration,
-    /// How long an unused connection is kept.
-    pub idle_timeout: Duration,
     /// What each client machine is told, the HELO name aside.
     pub client: ClientConfig,
 }
@@ -137,6 +134,8 @@ pub struct Counters {
     pub accepted: u64,
     /// Recipients of those.
     pub accepted_recipients: u64,
+    /// Octets of those, our trace field included.
+    pub accepted_bytes: u64,
     /// Messages refused after their end of data.
     pub refused: u64,
     /// Recipients delivered.
@@ -313,10 +312,8 @@ impl<P: Port> Dispatch<P> {
 
     /// The source that a message leaves from: named, or drawn from its pool by weight.
     fn choose_source(&self, envelope: &Envelope) -> u16 {
-        if let Some(name) = &envelope.source
-            && let Some(position) = self.settings.sources.iter().position(|s| *s.name == **name)
-        {
-            return u16::try_from(position).unwrap_or(0);
+        if let Some(number) = envelope.source.as_deref().and_then(|name| self.source_number(name)) {
+            return number;
         }
         let named = envelope.pool.as_deref().and_then(|name| self.pool(name));
         let pool = named.unwrap_or(&self.settings.pools[self.settings.default_pool]);
@@ -369,15 +366,12 @@ impl<P: Port> Dispatch<P> {
         {
             return Some(way.clone());
         }
-        let route = self.settings.routes.lookup(domain)?;
-        let way = self.way_of_route(route);
+        let position = self.settings.routes.position(domain)?;
+        let via = &self.settings.routes.routes()[position].via;
+        let target = Target::Route(u32::try_from(position).unwrap_or(u32::MAX));
+        let way = Way::To(routing::route_site_name(via), target);
         self.remember(domain, Mono::NEVER, &way);
         Some(way)
-    }
-
-    fn way_of_route(&self, route: usize) -> Way {
-        let via = &self.settings.vias[route];
-        Way::To(Arc::clone(&via.site), Target::Route(u16::try_from(route).unwrap_or(u16::MAX)))
     }
 
     /// Keeps a way for the next message; a full table is forgotten as a whole, which costs the names
@@ -391,18 +385,30 @@ impl<P: Port> Dispatch<P> {
     }
 
     async fn find_way(&self, domain: &Domain) -> Way {
-        let answer = self.resolver.mail(domain.as_str()).await;
-        let plan = self.plan(domain, &answer);
-        let way = match &plan {
-            Plan::Failed { status, text } => Way::Never(*status, text.clone()),
-            Plan::Hosts(_) | Plan::Implicit(_) => {
-                Way::To(routing::site_name(&plan), Target::Mail(domain.clone()))
-            }
+        let (plan, known) = self.plan(domain).await;
+        let way = match (&plan, plan.failure()) {
             // Not known now: a site of its own, whose dials will ask again and back off.
-            Plan::Temporary(_) => Way::To(Arc::from(domain.as_str()), Target::Mail(domain.clone())),
+            (Plan::Temporary, _) => {
+                Way::To(Arc::from(domain.as_str()), Target::Mail(domain.clone()))
+            }
+            (_, Some(status)) => Way::Never(status, unroutable(&plan)),
+            (_, None) => Way::To(routing::site_name(&plan), Target::Mail(domain.clone())),
         };
-        self.remember(domain, answer.until, &way);
+        let until = known.map_or(Mono::NEVER, |known| known.until);
+        self.remember(domain, until, &way);
         way
+    }
+
+    /// Which hosts take mail for a domain, by its MX records; and the answer that says so.
+    async fn plan(&self, domain: &Domain) -> (Plan, Option<Known>) {
+        let mut random = || self.port.random();
+        if domain.is_literal() {
+            let nothing = Ok(Vec::new());
+            return (routing::plan(domain, nothing, &self.settings.own, &mut random), None);
+        }
+        let known = self.resolver.look_up(Question::Mail(Arc::from(domain.as_str()))).await;
+        let mx = known.answer.mx.clone();
+        (routing::plan(domain, mx, &self.settings.own, &mut random), Some(known))
     }
 
     fn send_along(&self, way: &Way, load: Load) {
@@ -492,7 +498,6 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Enqueue(transfer) => self.take_over(*transfer),
             ShardMessage::Settle(settlement) => self.settle_here(settlement),
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
-            ShardMessage::Reroute(transfer) => self.reroute(*transfer),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.
@@ -501,7 +506,7 @@ impl<P: Port> Dispatch<P> {
                     loan.answered.raise();
                 }
             }
-            ShardMessage::Resolved { name, answer } => self.resolver.answered(&name, &answer),
+            ShardMessage::Resolved { question, answer } => self.resolver.answered(&question, &answer),
             ShardMessage::Operator(_) => unreachable!("the shard answers its operator itself"),
         }
     }
@@ -571,7 +576,7 @@ impl<P: Port> Dispatch<P> {
         }
         if paths.len() >= limits::PATHS_REMEMBERED_MAX {
             let brain = self.brain.borrow();
-            paths.retain(|id, _| brain.knows(*id));
+            paths.retain(|id, _| brain.site(*id).is_some());
         }
         // Another domain of the same site: its mail exchangers are the same, any of them will do.
         let source = self.settings.sources[usize::from(source)].clone();
@@ -593,6 +598,8 @@ impl<P: Port> Dispatch<P> {
 
     fn perform(&self, action: Action) {
         match action {
+            // The process is about to end: what is ready stays in the spool for the next one.
+            Action::Dial { .. } | Action::Assign { .. } if self.stopping.get() => {}
             Action::Dial { path, connection } => self.dial(path, connection),
             Action::Assign { connection, entry } => {
                 if let Some(link) = self.links.borrow().get(&connection) {
@@ -646,34 +653,103 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// The addresses to try for a path, in order.
+    ///
+    /// # Errors
+    /// What the operator is told where there are none; always a matter of time, since what can
+    /// never work is bounced when the message is routed.
     pub async fn addresses(&self, path: &Path) -> Result<Vec<HostAddress>, Cause> {
-        let hosts = match &path.target {
+        match &path.target {
             Target::Route(route) => {
-                let via = &self.settings.vias[usize::from(*route)];
-                self.resolver.hosts(&via.hosts).await
+                let route = usize::try_from(*route).unwrap_or(usize::MAX);
+                let via = self.settings.routes.routes().get(route).map(|route| route.via.clone());
+                self.addresses_of_route(path, &via.unwrap_or_default()).await
             }
-            Target::Mail(domain) => {
-                let answer = self.resolver.mail(domain.as_str()).await;
-                match self.plan(domain, &answer) {
-                    Plan::Failed { text, .. } => {
-                        self.forget_way(domain);
-                        return Err(Cause { kind: CauseKind::Local, text: Some(text) });
+            Target::Mail(domain) => self.addresses_of_domain(path, domain).await,
+        }
+    }
+
+    async fn addresses_of_route(
+        &self,
+        path: &Path,
+        via: &[HostPort],
+    ) -> Result<Vec<HostAddress>, Cause> {
+        let mut found = Vec::new();
+        let mut failure = Cause::new(CauseKind::Local, "the route has no host");
+        for hop in via {
+            let port = hop.port.unwrap_or(self.settings.mail_port);
+            match &hop.host {
+                RouteHost::Address(ip) => {
+                    let (name, address) = (Arc::from(ip.to_string()), (*ip, port).into());
+                    found.push(HostAddress { name, address });
+                }
+                RouteHost::Name(name) => {
+                    let known = self.resolver.look_up(Question::Host(Arc::clone(name))).await;
+                    let host = Host { name: Arc::clone(name), preference: 0 };
+                    match self.targets(path, std::slice::from_ref(&host), &known, port) {
+                        Ok(addresses) => found.extend(addresses),
+                        Err(cause) => failure = cause,
                     }
-                    Plan::Temporary(text) => {
-                        return Err(Cause { kind: CauseKind::Local, text: Some(text) });
-                    }
-                    plan => answer.addresses(&plan, self.settings.mail_port),
                 }
             }
-        };
-        let family = |host: &HostAddress| {
-            delivery::same_family(path.source.address, host.address.ip())
-        };
-        let usable: Vec<_> = hosts.into_iter().filter(family).collect();
-        if usable.is_empty() {
-            return Err(Cause::new(CauseKind::Local, "no host of the site has a usable address"));
         }
-        Ok(usable)
+        if found.is_empty() { Err(failure) } else { Ok(found) }
+    }
+
+    async fn addresses_of_domain(
+        &self,
+        path: &Path,
+        domain: &Domain,
+    ) -> Result<Vec<HostAddress>, Cause> {
+        let (plan, known) = self.plan(domain).await;
+        if let Plan::Literal(ip) = plan {
+            let (name, address) = (Arc::from(ip.to_string()), (ip, self.settings.mail_port).into());
+            return Ok(vec![HostAddress { name, address }]);
+        }
+        match (plan.failure(), known) {
+            (None, Some(known)) => {
+                self.targets(path, plan.hosts(), &known, self.settings.mail_port)
+            }
+            _ => {
+                // The DNS has changed its mind since the domain was routed: ask anew next time.
+                self.forget_way(domain);
+                Err(Cause { kind: CauseKind::Local, text: Some(unroutable(&plan)) })
+            }
+        }
+    }
+
+    fn targets(
+        &self,
+        path: &Path,
+        hosts: &[Host],
+        known: &Known,
+        port: u16,
+    ) -> Result<Vec<HostAddress>, Cause> {
+        let answers = known.answer.addresses_of(hosts);
+        let both = Families { v4: true, v6: true };
+        let families = path.source.address.map_or(both, Families::of);
+        let mut random = || self.port.random();
+        match routing::targets(hosts, &answers, families, &self.settings.own, &mut random) {
+            AddressPlan::Targets(targets) => {
+                let address = |target: routing::Target| HostAddress {
+                    name: Arc::clone(&hosts[target.host].name),
+                    address: (target.address, port).into(),
+                };
+                Ok(targets.into_iter().map(address).collect())
+            }
+            AddressPlan::Temporary => {
+                Err(Cause::new(CauseKind::Local, "4.4.3 the DNS does not answer for the site's hosts"))
+            }
+            AddressPlan::NotUsable => {
+                Err(Cause::new(CauseKind::Local, "5.4.4 no host of the site has an address"))
+            }
+            AddressPlan::WrongFamily => Err(Cause::new(
+                CauseKind::Local,
+                "5.4.4 no host of the site has an address of the source's family",
+            )),
+            AddressPlan::Loop => {
+                Err(Cause::new(CauseKind::Local, "5.4.6 the site's hosts are this host"))
+            }
+        }
     }
 
     fn forget_way(&self, domain: &Domain) {
@@ -708,7 +784,7 @@ impl<P: Port> Dispatch<P> {
     pub async fn begin(&self, entry: EntryId) -> Option<Work> {
         let (id, recipients, held) = {
             let brain = self.brain.borrow();
-            let assigned = brain.entry(entry)?;
+            let assigned = brain.get(entry)?;
             let recipients = assigned.recipients().as_slice().iter().copied().collect();
             (assigned.message(), recipients, assigned.payload().clone())
         };
@@ -758,7 +834,7 @@ impl<P: Port> Dispatch<P> {
 
     /// An entry goes back as it was.
     pub fn not_tried(&self, entry: EntryId, cause: Cause) {
-        let recipients = self.brain.borrow().entry(entry).map(|e| e.recipients().clone());
+        let recipients = self.brain.borrow().get(entry).map(|e| e.recipients().clone());
         if let Some(recipients) = recipients {
             self.apply(Event::Outcome { entry, deferred: Some(recipients), cause });
         }
@@ -776,7 +852,7 @@ impl<P: Port> Dispatch<P> {
 
     fn who(&self, entry: EntryId) -> Option<(MessageId, Recipients)> {
         let brain = self.brain.borrow();
-        let entry = brain.entry(entry)?;
+        let entry = brain.get(entry)?;
         Some((entry.message(), entry.recipients().clone()))
     }
 
@@ -785,7 +861,7 @@ impl<P: Port> Dispatch<P> {
         let Some((id, recipients)) = self.who(entry) else { return };
         let failure = |recipient: &u32| Failure {
             recipient: *recipient,
-            status: EnhancedStatus::DELIVERY_TIME_EXPIRED,
+            status: EnhancedStatus::EXPIRED,
             text: Box::from("delivery time expired"),
             remote: None,
         };
@@ -849,20 +925,30 @@ impl<P: Port> Dispatch<P> {
 
     fn notification(&self, held: &Held, bounce: &Bounce) -> Option<(Envelope, Content)> {
         let recipients = &held.envelope.recipients;
-        let report = |failure| dsn_report(recipients, failure);
-        let reports: Vec<_> = bounce.failures.iter().filter_map(report).collect();
-        let kind = if bounce.expired { dsn::Kind::Expired } else { dsn::Kind::Failed };
+        let reports: Vec<_> = bounce
+            .failures
+            .iter()
+            .filter_map(|failure| {
+                Some(dsn::Report {
+                    recipient: recipients.get(failure.recipient as usize)?,
+                    status: failure.status,
+                    diagnostic: &failure.text,
+                    remote_mta: failure.remote.as_deref(),
+                })
+            })
+            .collect();
         dsn::failure(&dsn::DsnInfo {
             reporting_mta: &self.settings.hostname,
             sender: held.envelope.sender.as_ref(),
             envid: held.envelope.envid.as_deref(),
             ret: held.envelope.ret,
-            kind,
+            smtputf8: held.envelope.smtputf8,
             reports: &reports,
             arrival: held.received_at,
             now: self.port.wall(),
             id: held.id,
             content: &held.content,
+            kind: if bounce.expired { dsn::Kind::Expired } else { dsn::Kind::Failed },
             seed: self.port.random(),
         })
     }
@@ -891,6 +977,112 @@ impl<P: Port> Dispatch<P> {
         let (held, shared) = held.fresh(&self.fresh);
         self.dispatch(&held, shared, None);
     }
+
+    /// Looks at a message before it is stored: takes control fields out, refuses loops and names of
+    /// pools and sources that do not exist (a typo must not send a campaign from the wrong address).
+    fn check(&self, envelope: &mut Envelope, content: Content) -> Result<Content, Refusal> {
+        let checked = header::check(content, envelope).map_err(|error| {
+            let reply = Reply::new(error.code(), error.status(), &error.to_string());
+            Refusal::Policy(reply)
+        })?;
+        // The name that PowerMTA users give may be a pool here or a single source.
+        if let Some(name) = &envelope.pool
+            && self.pool(name).is_none()
+            && envelope.source.is_none()
+        {
+            envelope.source = envelope.pool.take();
+        }
+        let unknown = envelope.pool.as_deref().filter(|name| self.pool(name).is_none());
+        let unknown = unknown.or_else(|| {
+            envelope.source.as_deref().filter(|name| self.source_number(name).is_none())
+        });
+        match unknown {
+            None => Ok(checked.content),
+            Some(name) => {
+                let text = format!("no pool or source is called {name}");
+                let reply = Reply::new(550, EnhancedStatus::BAD_DESTINATION, &text);
+                Err(Refusal::Policy(reply))
+            }
+        }
+    }
+
+    fn source_number(&self, name: &str) -> Option<u16> {
+        let position = self.settings.sources.iter().position(|source| *source.name == *name);
+        position.and_then(|position| u16::try_from(position).ok())
+    }
+
+    // ---- the operator ----
+
+    /// Takes nothing new into hand from now on; connections say QUIT when they are done.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for link in self.links.borrow().values() {
+            link.stop();
+        }
+    }
+
+    /// Entries in the hands of connections, and connections that have not said QUIT yet.
+    pub fn in_hand(&self) -> usize {
+        self.links.borrow().len()
+    }
+
+    /// The outbound half of the shard's figures.
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures { counters: self.counters.get(), ..Figures::default() };
+        for path in self.brain.borrow().paths() {
+            figures.connections += u64::from(path.connections);
+            figures.ready += u64::from(path.ready);
+            figures.deferred += u64::from(path.deferred);
+            figures.in_flight += u64::from(path.in_flight);
+        }
+        figures
+    }
+
+    /// Every egress path that lives here.
+    pub fn path_figures(&self) -> Vec<PathFigures> {
+        let brain = self.brain.borrow();
+        let figures = |path: PathReport<'_>| PathFigures {
+            source: self.settings.sources[usize::from(path.source)].name.to_string(),
+            site: path.site.to_string(),
+            ready: u64::from(path.ready),
+            deferred: u64::from(path.deferred),
+            in_flight: u64::from(path.in_flight),
+            connections: u64::from(path.connections),
+            suspended: path.suspended,
+        };
+        brain.paths().map(figures).collect()
+    }
+
+    /// Stops or restarts the paths of a source, to a site, or both; returns how many.
+    pub fn suspend(&self, source: Option<&str>, site: Option<&str>, stop: bool) -> u64 {
+        let chosen: Vec<PathId> = {
+            let brain = self.brain.borrow();
+            let wanted = |path: &PathReport<'_>| {
+                let name = &self.settings.sources[usize::from(path.source)].name;
+                source.is_none_or(|wanted| *wanted == **name)
+                    && site.is_none_or(|wanted| wanted.eq_ignore_ascii_case(path.site))
+                    && path.suspended != stop
+            };
+            brain.paths().filter(wanted).map(|path| path.id).collect()
+        };
+        for path in &chosen {
+            let path = *path;
+            self.apply(if stop { Event::Suspend { path } } else { Event::Resume { path } });
+        }
+        u64::try_from(chosen.len()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Why a plan leads nowhere, in words for the sender and the operator.
+fn unroutable(plan: &Plan) -> Box<str> {
+    Box::from(match plan {
+        Plan::Null => "the domain accepts no mail (null MX)",
+        Plan::NoSuchDomain => "the domain does not exist",
+        Plan::Temporary => "the DNS does not answer for the domain",
+        Plan::NotUsable => "the domain has no usable mail exchanger",
+        Plan::Loop => "the domain's mail exchanger is this host",
+        Plan::Hosts(_) | Plan::Implicit(_) | Plan::Literal(_) => "the domain is routable",
+    })
 }
 
 impl<P: Port> Intake for Dispatch<P> {
@@ -909,9 +1101,11 @@ impl<P: Port> Intake for Dispatch<P> {
         match stored {
             Ok(stored) => {
                 let recipients = u64::try_from(envelope.recipients.len()).unwrap_or(u64::MAX);
+                let octets = u64::try_from(content.len()).unwrap_or(u64::MAX);
                 self.count(|counters| {
                     counters.accepted += 1;
                     counters.accepted_recipients += recipients;
+                    counters.accepted_bytes += octets;
                 });
                 self.stored(&stored, envelope, content, received_at);
                 Ok(stored)

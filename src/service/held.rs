@@ -43,11 +43,13 @@ impl Held {
         Self { id, envelope, content, received_at, signature, eight_bit, charge: None }
     }
 
-    /// A fresh message that stays in memory, where the shard's budget has room for it.
+    /// Makes a fresh message ready to share, and says whether the shard's budget has room to keep
+    /// it in memory until its first attempt.
     #[must_use]
-    pub fn fresh(mut self, budget: &Arc<FreshBudget>) -> Option<Arc<Self>> {
-        self.charge = Some(budget.charge(self.content.len())?);
-        Some(Arc::new(self))
+    pub fn fresh(mut self, budget: &Arc<FreshBudget>) -> (Arc<Self>, bool) {
+        self.charge = budget.charge(self.content.len());
+        let room = self.charge.is_some();
+        (Arc::new(self), room)
     }
 }
 

@@ -42,8 +42,6 @@ pub enum ShardMessage {
     Settle(Settlement),
     /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
     Bounce(Box<Bounce>),
-    /// Home shard to storing shard: these recipients go elsewhere now; route them anew.
-    Reroute(Box<Transfer>),
     /// Control thread to shard: an answer of the DNS.
     Resolved {
         /// The question.
@@ -81,8 +79,8 @@ pub struct Transfer {
 /// Where to connect for a site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// The hosts of this route of the configuration.
-    Route(u16),
+    /// The hosts of this route of the configuration, by position.
+    Route(u32),
     /// The mail exchangers of this domain, one of the site's.
     Mail(Domain),
 }

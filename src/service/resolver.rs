@@ -12,7 +12,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -20,8 +19,7 @@ use std::time::Duration;
 
 use crate::engine::Port;
 use crate::limits;
-use crate::routing::{DnsResult, Mx};
-use crate::service::delivery::HostAddress;
+use crate::routing::{DnsFailure, DnsResult, Host, HostAddresses, Mx};
 use crate::time::Mono;
 
 /// What can be asked.
@@ -40,7 +38,7 @@ pub struct MailAnswer {
     /// The MX records; for [`Question::Host`] always no data.
     pub mx: DnsResult<Vec<Mx>>,
     /// The addresses of each host that was looked up, by name in lower case without a final dot.
-    pub addresses: HashMap<Arc<str>, DnsResult<Vec<IpAddr>>>,
+    pub addresses: HashMap<Arc<str>, HostAddresses>,
     /// For how long this is good.
     pub lifetime: Duration,
 }
@@ -50,7 +48,17 @@ impl MailAnswer {
     #[must_use]
     pub fn unavailable() -> Self {
         let lifetime = limits::RESOLVER_TTL_MIN;
-        Self { mx: DnsResult::Failed, addresses: HashMap::new(), lifetime }
+        Self { mx: Err(DnsFailure::Temporary), addresses: HashMap::new(), lifetime }
+    }
+
+    /// The addresses of `hosts`, in their order; a host that was not looked up is unknown for now.
+    #[must_use]
+    pub fn addresses_of(&self, hosts: &[Host]) -> Vec<HostAddresses> {
+        let unknown = || HostAddresses {
+            v4: Err(DnsFailure::Temporary),
+            v6: Err(DnsFailure::Temporary),
+        };
+        hosts.iter().map(|host| self.addresses.get(&host.name).cloned().unwrap_or_else(unknown)).collect()
     }
 }
 
@@ -132,25 +140,5 @@ impl<P: Port> Resolver<P> {
                 waker.wake();
             }
         }
-    }
-
-    /// The addresses of configured hosts, in their order; a host given by address needs no asking.
-    pub async fn hosts(&self, hosts: &[(Arc<str>, u16)]) -> Vec<HostAddress> {
-        let mut found = Vec::new();
-        for (name, port) in hosts {
-            let text = name.trim_start_matches('[').trim_end_matches(']');
-            if let Ok(ip) = text.parse::<IpAddr>() {
-                let address = SocketAddr::new(ip, *port);
-                found.push(HostAddress { name: Arc::clone(name), address });
-                continue;
-            }
-            let known = self.look_up(Question::Host(Arc::clone(name))).await;
-            if let Some(DnsResult::Found(addresses)) = known.answer.addresses.get(name) {
-                found.extend(addresses.iter().take(limits::HOST_ADDRESSES_MAX).map(|ip| {
-                    HostAddress { name: Arc::clone(name), address: SocketAddr::new(*ip, *port) }
-                }));
-            }
-        }
-        found
     }
 }
