@@ -59,7 +59,8 @@ pub const TEXT_LINE_BYTES_MAX: usize = 998;
 /// to a dead domain must not come back at full size.
 pub const DSN_CONTENT_BYTES_MAX: usize = 50 << 10;
 
-/// Longest diagnostic text that a DSN repeats, in octets: RFC 5321 4.5.3.1.5 allows a reply line 512.
+/// Longest diagnostic text that a DSN repeats, in octets: two reply lines of the length that
+/// RFC 5321 4.5.3.1.5 allows.
 pub const DSN_DIAGNOSTIC_BYTES_MAX: usize = 1024;
 
 /// Recipients that the part of a DSN for human readers lists; the machine readable part lists all.
