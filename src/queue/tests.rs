@@ -401,7 +401,7 @@ fn untried_and_next_batch_count_no_attempt() {
         },
         at(0),
     ))[0];
-    let mut rest = |desk: &mut Desk, left: &[u32], kind| {
+    let rest = |desk: &mut Desk, left: &[u32], kind| {
         let event = Event::Outcome {
             entry,
             deferred: Recipients::many(left),

@@ -121,8 +121,8 @@ impl World {
             .queue
             .entries()
             .filter(|(_, e)| e.state() == State::Deferred);
-        let first = first.filter_map(|(id, _)| match self.living.get(&id) {
-            Some((_, _, Where::From(at))) => Some(*at),
+        let first = first.map(|(id, _)| match self.living.get(&id) {
+            Some((_, _, Where::From(at))) => *at,
             _ => panic!("deferred, and the model does not know"),
         });
         if let Some(first) = first.min() {
