@@ -186,7 +186,8 @@ pub enum Action {
         /// Its name from now on.
         connection: ConnectionId,
     },
-    /// Send this entry; answer with one `Outcome` and one `Free`.
+    /// Send this entry; answer with one `Outcome` and one `Free`. Where the connection is ending
+    /// already, answer with an `Outcome` of `NotTried` and the `Closed`.
     Assign {
         /// Where.
         connection: ConnectionId,

@@ -7,7 +7,7 @@
 //!
 //! Worked example, one message over a new path:
 //! ```text
-//! Enqueue                       -> Dial c, WakeAt ..
+//! Enqueue                       -> Dial c
 //! Connected { c, slots: 2 }     -> Assign { c, entry }
 //! Outcome { entry, None }       ->                       (entry removed)
 //! Free { c }                    -> WakeAt(idle timeout)

@@ -267,10 +267,7 @@ mod tests {
     }
 
     fn planned(name: &str, mx: DnsResult<Vec<Mx>>) -> Plan {
-        let own = Own::new(
-            ["mta1.us.example."],
-            &["192.0.2.7".parse().unwrap_or([0; 4].into())],
-        );
+        let own = Own::new(["mta1.us.example."], &[[192, 0, 2, 7].into()]);
         plan(&domain(name), mx, &own, &mut chance(1))
     }
 
