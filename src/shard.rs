@@ -13,14 +13,13 @@ use crate::config::Snapshot;
 use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal};
 use crate::limits;
-use crate::queue::{Event, PathReport, Queue};
+use crate::queue::Queue;
 use crate::service::dispatch::Dispatch;
-use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::{Ask, Resolver};
 use crate::service::smtpd::{self, Sessions};
 use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
 use crate::settings;
-use crate::time::Mono;
 
 /// What one shard is told at boot.
 pub struct Plan {

@@ -93,7 +93,7 @@ impl<P: Port> Spooler<P> {
         let n = envelope.recipients.len() as u32;
         self.inner.messages.borrow_mut().insert(id, (stored, n));
         self.inner.port.sleep_until(self.inner.port.now()).await;
-        Ok(Stored::new(id, crate::spool::Location { segment: 0, offset: 0, len: 0 }))
+        Ok(Stored::proven(id, crate::spool::Location { segment: 0, offset: 0, len: 0 }))
     }
     pub fn settle(&self, s: Settlement) {
         if s.kind.is_terminal() {
