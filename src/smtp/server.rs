@@ -730,14 +730,9 @@ impl Server {
             helo: self.helo.as_deref().unwrap_or_default().as_bytes(),
             peer: self.peer,
             hostname: &self.config.hostname,
-            with: Protocol {
-                esmtp: self.esmtp,
-                utf8: transaction.envelope.smtputf8,
-                tls: false,
-                auth: false,
-            },
+            with: Protocol::of(self.esmtp, transaction.envelope.smtputf8, false, false),
             id: transaction.id,
-            // RFC 5321 7.2: with several recipients, `for` would tell each about another.
+            // RFC 5321 7.6: with several recipients, `for` would tell each about another.
             for_: if let [only] = &recipients[..] {
                 Some(&only.address)
             } else {
