@@ -10,6 +10,33 @@
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
 
+// ---- lab ----
+
+/// Bytes of ledger records gathered before they go to the file: large enough that the system call
+/// costs nothing per message, small enough that a counter that is watched is never far ahead.
+pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
+
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
+/// descriptors where nobody raised the limit.
+pub const LAB_SITES_MAX: u32 = 512;
+
+/// Most domains of one sink: their names are computed, not stored; five digits keep them short.
+pub const LAB_DOMAINS_MAX: u32 = 100_000;
+const _: () = assert!(LAB_SITES_MAX <= LAB_DOMAINS_MAX);
+
+/// Most inbound sessions of one load generator: the ephemeral ports of one source address.
+pub const LAB_SESSIONS_MAX: u32 = 20_000;
+
+/// Longest command line that a sink reads, in bytes: RFC 5321 4.5.3.1.4 asks for 512; parameters of
+/// extensions add to it.
+pub const LAB_LINE_MAX: usize = 4096;
+
+/// Most recipients that a sink takes in one transaction: RFC 5321 4.5.3.1.8 asks for 100 at least.
+pub const LAB_RECIPIENTS_MAX: usize = 10_000;
+
+/// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
+/// that a long run costs at most about 64 MiB.
+pub const LAB_GREYLIST_MAX: usize = 2_000_000;
 // ---- message ----
 
 /// Longest local part in octets, quotes included: RFC 5321 4.5.3.1.1.
@@ -213,27 +240,28 @@ pub const ADMIN_CALLS_MAX: usize = 16;
 
 // ---- lab ----
 
-/// Bytes of ledger records gathered before they go to the file: large enough that the system call
-/// costs nothing per message, small enough that a counter that is watched is never far ahead.
-pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
+// ---- spool ----
 
-/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
-/// descriptors where nobody raised the limit.
-pub const LAB_SITES_MAX: u32 = 512;
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
+/// so that trace fields still fit.
+pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
 
-/// Most domains of one sink: their names are computed, not stored; five digits keep them short.
-pub const LAB_DOMAINS_MAX: u32 = 100_000;
-const _: () = assert!(LAB_SITES_MAX <= LAB_DOMAINS_MAX);
+/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
+pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
+const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
+const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
 
-/// Most inbound sessions of one load generator: the ephemeral ports of one source address.
-pub const LAB_SESSIONS_MAX: u32 = 20_000;
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
+/// per second, and small enough that freeing one soon matters.
+pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
 
-/// Longest command line that a sink reads, in bytes: RFC 5321 4.5.3.1.4 asks for 512; parameters of
-/// extensions add to it.
-pub const LAB_LINE_MAX: usize = 4096;
+/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
+pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
 
-/// Most recipients that a sink takes in one transaction: RFC 5321 4.5.3.1.8 asks for 100 at least.
-pub const LAB_RECIPIENTS_MAX: usize = 10_000;
+/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
+pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
+const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
 
 /// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
 /// that a long run costs at most about 64 MiB.
@@ -332,3 +360,42 @@ pub const ACCEPTED_AHEAD_MAX: usize = 128;
 /// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
 /// microsecond each, half a millisecond.
 pub const TASKS_PER_TURN: usize = 512;
+/// Bytes of a state segment: 125,000 settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Smallest state segment: two groups of settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
+/// writing, so that a message waits for two groups well below 5 ms.
+pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
+/// tail is short.
+pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+
+/// Settlements of one state group: 64 KiB of records.
+pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+
+/// Free message segments kept ready: one to roll over to, one while the next is being made.
+pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+
+/// Messages being copied forward at once; they compete with deliveries for the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+
+/// Damage listed one by one at recovery; what exceeds it is counted only.
+pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+
+/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
+/// within 5 s of the disk's return.
+pub const SPOOL_PROBE_MS: u64 = 1_000;
+
+/// How often free space is asked for, in milliseconds.
+pub const SPOOL_SPACE_MS: u64 = 500;
+
+/// Settlements that may wait for a failing disk before new mail is refused.
+pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;

@@ -6,4 +6,6 @@ pub mod held;
 pub mod mesh;
 pub mod resolver;
 pub mod smtpd;
+//! service - thin drivers on the port: they move bytes, the machines they drive decide.
+
 pub mod spooler;
