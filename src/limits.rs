@@ -46,8 +46,8 @@ pub const ADMIN_CALLS_MAX: usize = 16;
 /// costs nothing per message, small enough that a counter that is watched is never far ahead.
 pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
 
-/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
-/// descriptors where nobody raised the limit.
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have
+/// 1024 descriptors where nobody raised the limit.
 pub const LAB_SITES_MAX: u32 = 512;
 
 /// Most domains of one sink: their names are computed, not stored; five digits keep them short.
