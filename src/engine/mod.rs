@@ -4,6 +4,7 @@
 
 pub mod port;
 pub mod sys;
+pub mod uring;
 
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
 pub use sys::block::Block;

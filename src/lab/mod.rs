@@ -7,14 +7,23 @@
 //! queue, so that a message lost there cannot be lost here as well. What decides is pure (`template`,
 //! `personality`, `receiver`, `zone`, `check`); what moves bytes is thin.
 
+pub mod check;
 pub mod demo;
+pub mod dns;
+pub mod engine;
 pub mod error;
 pub mod fingerprint;
 pub mod identity;
 pub mod ledger;
 pub mod load;
+pub mod parcel;
 pub mod personality;
+pub mod receiver;
 pub mod sink;
 pub mod template;
+pub mod zone;
 
 pub use error::LabError;
+
+#[cfg(test)]
+mod tests;
