@@ -245,6 +245,9 @@ pub const ADMIN_CALLS_MAX: usize = 16;
 /// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
 /// so that trace fields still fit.
 pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have
+/// 1024 descriptors where nobody raised the limit.
+pub const LAB_SITES_MAX: u32 = 512;
 
 /// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
 pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;

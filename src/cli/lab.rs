@@ -247,7 +247,8 @@ pub struct DemoArgs {
     #[arg(long = "personality", value_delimiter = ',', value_name = "NAME=PERCENT",
         help = PERSONALITIES)]
     pub personalities: Vec<String>,
-    /// Kill the daemon with SIGKILL at random moments, on average this far apart, and start it again
+    /// Kill the daemon with SIGKILL at random moments, on average this far apart, and start it
+    /// again
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub kill_every: Option<Duration>,
     /// At most so many kills

@@ -1,7 +1,7 @@
 //! cli - the command line: one file per verb; help, completions and man pages from one definition.
 //!
-//! Exit codes are interface: 0 success, 1 failure, 2 bad usage, 78 a bad configuration (EX_CONFIG of
-//! sysexits.h, which service managers know as "do not restart").
+//! Exit codes are interface: 0 success, 1 failure, 2 bad usage, 78 a bad configuration (EX_CONFIG
+//! of sysexits.h, which service managers know as "do not restart").
 
 mod check;
 mod ctl;
