@@ -33,6 +33,5 @@ pub mod service;
 pub mod settings;
 pub mod shard;
 pub mod smtp;
-pub mod service;
 pub mod spool;
 pub mod time;

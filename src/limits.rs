@@ -10,33 +10,27 @@
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
 
-// ---- lab ----
+/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below it;
+/// beyond it sessions wait in line for a buffer.
+pub const RECV_BUFFERS: u16 = 256;
 
-/// Bytes of ledger records gathered before they go to the file: large enough that the system call
-/// costs nothing per message, small enough that a counter that is watched is never far ahead.
-pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
+/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With 256
+/// of them 4 MiB per shard, touched only when used.
+pub const RECV_BUFFER_BYTES: usize = 16 << 10;
 
-/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
-/// descriptors where nobody raised the limit.
-pub const LAB_SITES_MAX: u32 = 512;
+/// Most received chunks that wait for a session's reader before its receive is paused: a pipelining
+/// peer keeps two or three in flight. When buffers are scarce it is 1.
+pub const RECV_UNREAD_MAX: u16 = 4;
+const _: () = assert!(RECV_UNREAD_MAX * 50 < RECV_BUFFERS);
 
-/// Most domains of one sink: their names are computed, not stored; five digits keep them short.
-pub const LAB_DOMAINS_MAX: u32 = 100_000;
-const _: () = assert!(LAB_SITES_MAX <= LAB_DOMAINS_MAX);
+/// Most connections accepted ahead of the task that takes them; the rest wait in the kernel's
+/// backlog, which refuses on its own.
+pub const ACCEPTED_AHEAD_MAX: usize = 128;
 
-/// Most inbound sessions of one load generator: the ephemeral ports of one source address.
-pub const LAB_SESSIONS_MAX: u32 = 20_000;
+/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
+/// microsecond each, half a millisecond.
+pub const TASKS_PER_TURN: usize = 512;
 
-/// Longest command line that a sink reads, in bytes: RFC 5321 4.5.3.1.4 asks for 512; parameters of
-/// extensions add to it.
-pub const LAB_LINE_MAX: usize = 4096;
-
-/// Most recipients that a sink takes in one transaction: RFC 5321 4.5.3.1.8 asks for 100 at least.
-pub const LAB_RECIPIENTS_MAX: usize = 10_000;
-
-/// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
-/// that a long run costs at most about 64 MiB.
-pub const LAB_GREYLIST_MAX: usize = 2_000_000;
 // ---- message ----
 
 /// Longest local part in octets, quotes included: RFC 5321 4.5.3.1.1.
@@ -134,6 +128,119 @@ pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
 /// Longest ENVID in octets after decoding (RFC 3461 4.4).
 pub const SMTP_ENVID_BYTES_MAX: usize = 100;
 const _: () = assert!(SMTP_ENVID_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+
+// ---- dkim ----
+
+/// Largest private key file, in bytes: an RSA-8192 key in PEM has 6.4 KiB; more is not a key.
+pub const DKIM_KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
+
+/// Most signatures on one message: two algorithms for the sender's domain and two for the
+/// platform's, twice over during a rotation.
+pub const DKIM_SIGNATURES_MAX: usize = 8;
+
+/// Most names in `h=`: RFC 5322 allows each field we sign once; a message that repeats them a
+/// thousand times would get a signature field larger than most mail.
+pub const DKIM_SIGNED_FIELDS_MAX: usize = 1000;
+
+/// Most different field names that may be signed: the 27 of ours and room for the operator's.
+pub const DKIM_NAMES_MAX: usize = 64;
+
+/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work; the
+/// spool is the place to wait longer.
+pub const DKIM_JOBS_MAX: usize = 2048;
+
+/// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
+/// 0.7 ms), which is how long signing may keep a shard from its sockets.
+pub const DKIM_BATCH_MAX: usize = 8;
+const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
+
+// ---- routing ----
+
+/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
+/// hostile zone could name thousands.
+pub const MX_MAX: usize = 20;
+
+/// Addresses of one MX host and family that are used: the host is one party, and eight of its
+/// addresses that do not answer are enough.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+
+/// Addresses that one delivery attempt may try, all hosts together.
+pub const TARGETS_MAX: usize = 40;
+const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
+const _: () = assert!(MX_MAX <= TARGETS_MAX);
+
+/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
+pub const CNAME_CHAIN_MAX: usize = 8;
+
+/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
+pub const SITE_NAME_BYTES_MAX: usize = 200;
+
+/// Routes of a node; each lookup is a few hash probes, however many.
+pub const ROUTES_MAX: usize = 100_000;
+
+// ---- spool ----
+
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
+/// so that trace fields still fit.
+pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
+pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
+const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
+const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
+
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
+/// per second, and small enough that freeing one soon matters.
+pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
+pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
+pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
+const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
+
+/// Bytes of a state segment: 125,000 settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Smallest state segment: two groups of settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
+/// writing, so that a message waits for two groups well below 5 ms.
+pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
+/// tail is short.
+pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+
+/// Settlements of one state group: 64 KiB of records.
+pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+
+/// Free message segments kept ready: one to roll over to, one while the next is being made.
+pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+
+/// Messages being copied forward at once; they compete with deliveries for the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+
+/// Damage listed one by one at recovery; what exceeds it is counted only.
+pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+
+/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
+/// within 5 s of the disk's return.
+pub const SPOOL_PROBE_MS: u64 = 1_000;
+
+/// How often free space is asked for, in milliseconds.
+pub const SPOOL_SPACE_MS: u64 = 500;
+
+/// Settlements that may wait for a failing disk before new mail is refused.
+pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
+
 // ---- queue ----
 
 /// Most entries of one shard's queue: 2^26, 4 GiB of entries. Beyond it a shard must refuse mail;
@@ -185,115 +292,6 @@ const _: () = assert!(QUEUE_RETRY_DELAY_MIN.as_nanos() < QUEUE_EXPIRY_MAX.as_nan
 pub const QUEUE_RATE_PERIOD_MAX: core::time::Duration =
     core::time::Duration::from_secs(31 * 86_400);
 
-// ---- routing ----
-
-/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
-/// hostile zone could name thousands.
-pub const MX_MAX: usize = 20;
-
-/// Addresses of one MX host and family that are used: the host is one party, and eight of its
-/// addresses that do not answer are enough.
-pub const HOST_ADDRESSES_MAX: usize = 8;
-
-/// Addresses that one delivery attempt may try, all hosts together.
-pub const TARGETS_MAX: usize = 40;
-const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
-const _: () = assert!(MX_MAX <= TARGETS_MAX);
-
-/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
-pub const CNAME_CHAIN_MAX: usize = 8;
-
-/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
-pub const SITE_NAME_BYTES_MAX: usize = 200;
-
-/// Routes of a node; each lookup is a few hash probes, however many.
-pub const ROUTES_MAX: usize = 100_000;
-// ---- config ----
-
-/// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.
-pub const CONFIG_BYTES_MAX: usize = 8 << 20;
-
-/// Most mistakes reported at once: what a person corrects before looking again.
-pub const CONFIG_ERRORS_MAX: usize = 50;
-
-/// Most sources of one node: four /22 networks. A source number has 16 bits in a path.
-pub const SOURCES_MAX: usize = 4096;
-const _: () = assert!(SOURCES_MAX <= u16::MAX as usize);
-
-/// Least number of recipients that a server must accept in one transaction (RFC 5321 4.5.3.1.8),
-/// hence also the most that a client may count on.
-pub const RECIPIENTS_ACCEPTED_MIN: u32 = 100;
-
-// ---- admin ----
-
-/// Longest head of a request or an answer on the admin socket; ours are under 500 bytes.
-pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
-
-/// Longest answer that `postrider ctl` reads: 100,000 paths of 200 bytes are 20 MB.
-pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 << 20;
-
-/// Longest request body on the admin socket: a selector of paths.
-pub const ADMIN_BODY_BYTES_MAX: usize = 64 << 10;
-
-/// Most admin requests that wait for the node: an operator, a script and a scraper, with room.
-pub const ADMIN_CALLS_MAX: usize = 16;
-
-// ---- lab ----
-
-// ---- spool ----
-
-/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
-/// so that trace fields still fit.
-pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
-/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have
-/// 1024 descriptors where nobody raised the limit.
-pub const LAB_SITES_MAX: u32 = 512;
-
-/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
-pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
-const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
-const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
-
-/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
-/// per second, and small enough that freeing one soon matters.
-pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
-
-/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
-pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
-
-/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
-pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
-const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
-const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
-
-/// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
-/// that a long run costs at most about 64 MiB.
-pub const LAB_GREYLIST_MAX: usize = 2_000_000;
-// ---- dkim ----
-
-/// Largest private key file, in bytes: an RSA-8192 key in PEM has 6.4 KiB; more is not a key.
-pub const DKIM_KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
-
-/// Most signatures on one message: two algorithms for the sender's domain and two for the
-/// platform's, twice over during a rotation.
-pub const DKIM_SIGNATURES_MAX: usize = 8;
-
-/// Most names in `h=`: RFC 5322 allows each field we sign once; a message that repeats them a
-/// thousand times would get a signature field larger than most mail.
-pub const DKIM_SIGNED_FIELDS_MAX: usize = 1000;
-
-/// Most different field names that may be signed: the 27 of ours and room for the operator's.
-pub const DKIM_NAMES_MAX: usize = 64;
-
-/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work; the
-/// spool is the place to wait longer.
-pub const DKIM_JOBS_MAX: usize = 2048;
-
-/// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
-/// 0.7 ms), which is how long signing may keep a shard from its sockets.
-pub const DKIM_BATCH_MAX: usize = 8;
-const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
-
 // ---- service ----
 
 /// Most inbound sessions of one shard: 10,000 idle ones at under 2 KiB each are 20 MiB, and twice
@@ -343,62 +341,61 @@ pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::
 
 /// DNS questions under way at once; the rest wait in order.
 pub const QUESTIONS_AT_ONCE_MAX: usize = 512;
-/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below it;
-/// beyond it sessions wait in line for a buffer.
-pub const RECV_BUFFERS: u16 = 256;
 
-/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With 256
-/// of them 4 MiB per shard, touched only when used.
-pub const RECV_BUFFER_BYTES: usize = 16 << 10;
+// ---- config ----
 
-/// Most received chunks that wait for a session's reader before its receive is paused: a pipelining
-/// peer keeps two or three in flight. When buffers are scarce it is 1.
-pub const RECV_UNREAD_MAX: u16 = 4;
-const _: () = assert!(RECV_UNREAD_MAX * 50 < RECV_BUFFERS);
+/// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.
+pub const CONFIG_BYTES_MAX: usize = 8 << 20;
 
-/// Most connections accepted ahead of the task that takes them; the rest wait in the kernel's
-/// backlog, which refuses on its own.
-pub const ACCEPTED_AHEAD_MAX: usize = 128;
+/// Most mistakes reported at once: what a person corrects before looking again.
+pub const CONFIG_ERRORS_MAX: usize = 50;
 
-/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
-/// microsecond each, half a millisecond.
-pub const TASKS_PER_TURN: usize = 512;
-/// Bytes of a state segment: 125,000 settlements.
-pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+/// Most sources of one node: four /22 networks. A source number has 16 bits in a path.
+pub const SOURCES_MAX: usize = 4096;
+const _: () = assert!(SOURCES_MAX <= u16::MAX as usize);
 
-/// Smallest state segment: two groups of settlements.
-pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
-const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+/// Least number of recipients that a server must accept in one transaction (RFC 5321 4.5.3.1.8),
+/// hence also the most that a client may count on.
+pub const RECIPIENTS_ACCEPTED_MIN: u32 = 100;
 
-/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
-/// writing, so that a message waits for two groups well below 5 ms.
-pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+// ---- admin ----
 
-/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
-/// tail is short.
-pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+/// Longest head of a request or an answer on the admin socket; ours are under 500 bytes.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Longest wait of a settlement for company, in microseconds.
-pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+/// Longest answer that `postrider ctl` reads: 100,000 paths of 200 bytes are 20 MB.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Settlements of one state group: 64 KiB of records.
-pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+/// Longest request body on the admin socket: a selector of paths.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 << 10;
 
-/// Free message segments kept ready: one to roll over to, one while the next is being made.
-pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+/// Most admin requests that wait for the node: an operator, a script and a scraper, with room.
+pub const ADMIN_CALLS_MAX: usize = 16;
 
-/// Messages being copied forward at once; they compete with deliveries for the disk.
-pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+// ---- lab ----
 
-/// Damage listed one by one at recovery; what exceeds it is counted only.
-pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+/// Bytes of ledger records gathered before they go to the file: large enough that the system call
+/// costs nothing per message, small enough that a counter that is watched is never far ahead.
+pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
 
-/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
-/// within 5 s of the disk's return.
-pub const SPOOL_PROBE_MS: u64 = 1_000;
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
+/// descriptors where nobody raised the limit.
+pub const LAB_SITES_MAX: u32 = 512;
 
-/// How often free space is asked for, in milliseconds.
-pub const SPOOL_SPACE_MS: u64 = 500;
+/// Most domains of one sink: their names are computed, not stored; five digits keep them short.
+pub const LAB_DOMAINS_MAX: u32 = 100_000;
+const _: () = assert!(LAB_SITES_MAX <= LAB_DOMAINS_MAX);
 
-/// Settlements that may wait for a failing disk before new mail is refused.
-pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
+/// Most inbound sessions of one load generator: the ephemeral ports of one source address.
+pub const LAB_SESSIONS_MAX: u32 = 20_000;
+
+/// Longest command line that a sink reads, in bytes: RFC 5321 4.5.3.1.4 asks for 512; parameters of
+/// extensions add to it.
+pub const LAB_LINE_MAX: usize = 4096;
+
+/// Most recipients that a sink takes in one transaction: RFC 5321 4.5.3.1.8 asks for 100 at least.
+pub const LAB_RECIPIENTS_MAX: usize = 10_000;
+
+/// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
+/// that a long run costs at most about 64 MiB.
+pub const LAB_GREYLIST_MAX: usize = 2_000_000;

@@ -201,7 +201,7 @@ impl<P: Port> Dispatch<P> {
     ) -> Rc<Self> {
         assert!(!spools.is_empty(), "a shard without a spool");
         assert!(!settings.sources.is_empty(), "a node without a source");
-        Rc::new_cyclic(|me| Self {
+        let dispatch = Rc::new_cyclic(|me: &Weak<Self>| Self {
             port,
             settings,
             me: me.clone(),
@@ -222,7 +222,28 @@ impl<P: Port> Dispatch<P> {
             fresh: Arc::default(),
             counters: Cell::default(),
             stopping: Cell::new(false),
-        })
+        });
+        for (_, spool) in &dispatch.spools {
+            // Counted when durable: an accounting figure never runs ahead of its settlement.
+            let me = dispatch.me.clone();
+            spool.on_settled(move |settlement| {
+                if let Some(me) = me.upgrade() {
+                    me.count_settlement(settlement.kind);
+                }
+            });
+        }
+        dispatch
+    }
+
+    fn count_settlement(&self, kind: SettlementKind) {
+        self.count(|counters| match kind {
+            SettlementKind::Delivered => counters.delivered += 1,
+            SettlementKind::Failed => counters.failed += 1,
+            SettlementKind::Expired => counters.expired += 1,
+            SettlementKind::Dropped
+            | SettlementKind::Damaged
+            | SettlementKind::Deferred { .. } => {}
+        });
     }
 
     /// The figures so far.

@@ -1,4 +1,4 @@
-//! service - thin drivers on the port: they move bytes between the engine and the pure machines.
+//! service - thin drivers on the port: they move bytes, the machines they drive decide.
 
 pub mod delivery;
 pub mod dispatch;
@@ -6,6 +6,4 @@ pub mod held;
 pub mod mesh;
 pub mod resolver;
 pub mod smtpd;
-//! service - thin drivers on the port: they move bytes, the machines they drive decide.
-
 pub mod spooler;
