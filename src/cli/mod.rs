@@ -41,6 +41,8 @@ pub struct Cli {
 enum Verb {
     Ctl(ctl::Args),
     Check(check::Args),
+    Load(lab::LoadArgs),
+    Sink(lab::SinkArgs),
     Completions(generate::CompletionArgs),
     Man(generate::ManArgs),
 }
@@ -109,6 +111,8 @@ fn execute(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
+        Verb::Load(args) => lab::load(&args),
+        Verb::Sink(args) => lab::sink(&args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }
