@@ -43,6 +43,8 @@ enum Verb {
     Run(run::Args),
     Ctl(ctl::Args),
     Check(check::Args),
+    Load(lab::LoadArgs),
+    Sink(lab::SinkArgs),
     Completions(generate::CompletionArgs),
     Man(generate::ManArgs),
 }
@@ -112,6 +114,8 @@ fn execute(verb: Verb) -> Result<(), Failure> {
         Verb::Run(args) => run::execute(&args, serve::serve),
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
+        Verb::Load(args) => lab::load(&args),
+        Verb::Sink(args) => lab::sink(&args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }

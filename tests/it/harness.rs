@@ -112,7 +112,6 @@ impl Daemon {
         let line = first_line(child.stdout.take().unwrap());
         let daemon = Self {
             address,
-            config,
             child,
             scratch,
         };

@@ -297,3 +297,113 @@ fn is_root() -> bool {
     let output = run(std::process::Command::new("id").arg("-u"));
     output.stdout.trim_ascii() == b"0"
 }
+
+/// A Postfix of Debian's package in directories of its own, that delivers everything for b.example
+/// into one maildir. It needs root, because its master gives up root for each of its parts.
+fn postfix(scratch: &Scratch, master: &Path, address: SocketAddr) -> Background {
+    let root = scratch.path();
+    let parts = master.parent().unwrap();
+    let make = |name: &str| {
+        let path = root.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (conf, mail) = (make("conf"), make("mail"));
+    let queues = [
+        "active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming",
+        "maildrop", "pid", "private", "public", "saved", "trace",
+    ];
+    queues
+        .iter()
+        .for_each(|name| drop(make(&format!("queue/{name}"))));
+    let own = |owner: &str, paths: &[&Path]| {
+        run(std::process::Command::new("chown").arg(owner).args(paths));
+    };
+    let data = make("data");
+    let paths: Vec<_> = queues
+        .iter()
+        .map(|name| root.join("queue").join(name))
+        .collect();
+    let mut paths: Vec<&Path> = paths.iter().map(AsRef::as_ref).collect();
+    paths.retain(|path| !path.ends_with("pid"));
+    // Users that every Debian has; Postfix wants its own, and any that is not root will do.
+    own("daemon", &paths);
+    own("daemon", &[&data]);
+    own("nobody", &[&mail]);
+    let main = format!(
+        "compatibility_level = 3.6\nqueue_directory = {root}/queue\ndata_directory = {root}/data\n\
+         daemon_directory = {parts}\nmail_owner = daemon\nsetgid_group = mail\n\
+         shlib_directory = {shared}\nmeta_directory = {root}/conf\n\
+         myhostname = postfix.test.example\nmydestination =\nalias_maps =\n\
+         local_header_rewrite_clients =\ninet_protocols = ipv4\nmynetworks =\n\
+         virtual_mailbox_domains = b.example\nvirtual_mailbox_base = {root}\n\
+         virtual_mailbox_maps = static:mail/\nvirtual_uid_maps = static:65534\n\
+         virtual_gid_maps = static:65534\nmaillog_file = {root}/log\n\
+         maillog_file_prefixes = {root}\n\
+         import_environment = MAIL_CONFIG LD_LIBRARY_PATH LANG=C\n",
+        root = root.display(),
+        parts = parts.display(),
+        shared = parts.parent().unwrap().display(),
+    );
+    let inet = format!("{}:{} inet n - n - - smtpd\n", address.ip(), address.port());
+    let services = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
+        rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
+        defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\n\
+        error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
+        anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
+        postlog unix-dgram n - n - 1 postlogd\n";
+    std::fs::write(conf.join("main.cf"), main).unwrap();
+    std::fs::write(conf.join("master.cf"), inet + services).unwrap();
+    // Its parts run as other users and look for their configuration.
+    run(std::process::Command::new("chmod")
+        .arg("755")
+        .args([root, &conf]));
+    let mut command = tool_command(master);
+    command
+        .arg("-c")
+        .arg(&conf)
+        .arg("-d")
+        .env("MAIL_CONFIG", &conf)
+        .env("MAIL_LOGTAG", "postfix");
+    Background(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    )
+}
+
+#[test]
+fn postfix_receives() {
+    let Some(master) = require("master") else {
+        return;
+    };
+    if !is_root() {
+        eprintln!("SKIPPED: Postfix's master needs root");
+        return;
+    }
+    let scratch = Scratch::new();
+    let address = crate::harness::free_address();
+    let _postfix = postfix(&scratch, &master, address);
+    wait_for_greeting(address);
+    let daemon = Daemon::start(address, "");
+    let message = samples::large(100_000);
+    send(&daemon, &message);
+    // A maildir's files are whole from the moment they are in "new", with Unix line ends.
+    let sent = samples::unix(&message);
+    let new = scratch.path().join("mail/new");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !new.is_dir() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "nothing was delivered"
+        );
+        std::thread::yield_now();
+    }
+    let content = wait_for_file(&new, |content| content.len() > sent.len());
+    let (head, received) = content.split_at(content.len() - sent.len());
+    assert_same(received, &sent);
+    let head = String::from_utf8_lossy(head);
+    assert!(head.contains("by mta.test.example"), "{head}");
+}
