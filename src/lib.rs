@@ -12,6 +12,8 @@
 //! | `routing` | where mail goes: route table, MX rules, address plan, site roll-up; pure | `limits message time` |
 //! | `queue` | who goes next and when: the brain, pure | `limits message routing spool time` |
 //! | `dkim` | keys, canonical hash, batch signer, 8-lane RSA | `limits message time`, `engine::ifma` only |
+//! | `spool` | durable logs: nothing acknowledged is lost, nothing corrupt handed out | `limits message time engine::Block` |
+//! | `service` | thin drivers on the port | `limits message smtp dkim routing spool queue engine time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 //! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 

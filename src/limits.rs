@@ -10,6 +10,27 @@
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
 
+/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below it;
+/// beyond it sessions wait in line for a buffer.
+pub const RECV_BUFFERS: u16 = 256;
+
+/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With 256
+/// of them 4 MiB per shard, touched only when used.
+pub const RECV_BUFFER_BYTES: usize = 16 << 10;
+
+/// Most received chunks that wait for a session's reader before its receive is paused: a pipelining
+/// peer keeps two or three in flight. When buffers are scarce it is 1.
+pub const RECV_UNREAD_MAX: u16 = 4;
+const _: () = assert!(RECV_UNREAD_MAX * 50 < RECV_BUFFERS);
+
+/// Most connections accepted ahead of the task that takes them; the rest wait in the kernel's
+/// backlog, which refuses on its own.
+pub const ACCEPTED_AHEAD_MAX: usize = 128;
+
+/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
+/// microsecond each, half a millisecond.
+pub const TASKS_PER_TURN: usize = 512;
+
 // ---- message ----
 
 /// Longest local part in octets, quotes included: RFC 5321 4.5.3.1.1.
@@ -107,6 +128,119 @@ pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
 /// Longest ENVID in octets after decoding (RFC 3461 4.4).
 pub const SMTP_ENVID_BYTES_MAX: usize = 100;
 const _: () = assert!(SMTP_ENVID_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+
+// ---- dkim ----
+
+/// Largest private key file, in bytes: an RSA-8192 key in PEM has 6.4 KiB; more is not a key.
+pub const DKIM_KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
+
+/// Most signatures on one message: two algorithms for the sender's domain and two for the
+/// platform's, twice over during a rotation.
+pub const DKIM_SIGNATURES_MAX: usize = 8;
+
+/// Most names in `h=`: RFC 5322 allows each field we sign once; a message that repeats them a
+/// thousand times would get a signature field larger than most mail.
+pub const DKIM_SIGNED_FIELDS_MAX: usize = 1000;
+
+/// Most different field names that may be signed: the 27 of ours and room for the operator's.
+pub const DKIM_NAMES_MAX: usize = 64;
+
+/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work; the
+/// spool is the place to wait longer.
+pub const DKIM_JOBS_MAX: usize = 2048;
+
+/// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
+/// 0.7 ms), which is how long signing may keep a shard from its sockets.
+pub const DKIM_BATCH_MAX: usize = 8;
+const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
+
+// ---- routing ----
+
+/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
+/// hostile zone could name thousands.
+pub const MX_MAX: usize = 20;
+
+/// Addresses of one MX host and family that are used: the host is one party, and eight of its
+/// addresses that do not answer are enough.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+
+/// Addresses that one delivery attempt may try, all hosts together.
+pub const TARGETS_MAX: usize = 40;
+const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
+const _: () = assert!(MX_MAX <= TARGETS_MAX);
+
+/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
+pub const CNAME_CHAIN_MAX: usize = 8;
+
+/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
+pub const SITE_NAME_BYTES_MAX: usize = 200;
+
+/// Routes of a node; each lookup is a few hash probes, however many.
+pub const ROUTES_MAX: usize = 100_000;
+
+// ---- spool ----
+
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
+/// so that trace fields still fit.
+pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
+pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
+const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
+const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
+
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
+/// per second, and small enough that freeing one soon matters.
+pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
+pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
+pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
+const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
+
+/// Bytes of a state segment: 125,000 settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Smallest state segment: two groups of settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
+/// writing, so that a message waits for two groups well below 5 ms.
+pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
+/// tail is short.
+pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+
+/// Settlements of one state group: 64 KiB of records.
+pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+
+/// Free message segments kept ready: one to roll over to, one while the next is being made.
+pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+
+/// Messages being copied forward at once; they compete with deliveries for the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+
+/// Damage listed one by one at recovery; what exceeds it is counted only.
+pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+
+/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
+/// within 5 s of the disk's return.
+pub const SPOOL_PROBE_MS: u64 = 1_000;
+
+/// How often free space is asked for, in milliseconds.
+pub const SPOOL_SPACE_MS: u64 = 500;
+
+/// Settlements that may wait for a failing disk before new mail is refused.
+pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
+
 // ---- queue ----
 
 /// Most entries of one shard's queue: 2^26, 4 GiB of entries. Beyond it a shard must refuse mail;
@@ -158,29 +292,56 @@ const _: () = assert!(QUEUE_RETRY_DELAY_MIN.as_nanos() < QUEUE_EXPIRY_MAX.as_nan
 pub const QUEUE_RATE_PERIOD_MAX: core::time::Duration =
     core::time::Duration::from_secs(31 * 86_400);
 
-// ---- routing ----
+// ---- service ----
 
-/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
-/// hostile zone could name thousands.
-pub const MX_MAX: usize = 20;
+/// Most inbound sessions of one shard: 10,000 idle ones at under 2 KiB each are 20 MiB, and twice
+/// that is still little beside the fresh messages.
+pub const SESSIONS_MAX: u32 = 20_000;
 
-/// Addresses of one MX host and family that are used: the host is one party, and eight of its
-/// addresses that do not answer are enough.
-pub const HOST_ADDRESSES_MAX: usize = 8;
+/// Bytes of fresh messages that one shard keeps in memory for their first attempt: some 6,000 of
+/// 10 KiB, a fifth of a second of saturated traffic; beyond it delivery reads the spool.
+pub const FRESH_BYTES_MAX: u64 = 64 << 20;
 
-/// Addresses that one delivery attempt may try, all hosts together.
-pub const TARGETS_MAX: usize = 40;
-const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
-const _: () = assert!(MX_MAX <= TARGETS_MAX);
+/// Domains whose way a shard remembers: a campaign's usual few hundred thousand cost 20 MiB.
+pub const WAYS_MAX: usize = 200_000;
 
-/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
-pub const CNAME_CHAIN_MAX: usize = 8;
+/// Egress paths whose target a shard remembers before it drops those that the brain has forgotten.
+pub const PATHS_REMEMBERED_MAX: usize = 100_000;
 
-/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
-pub const SITE_NAME_BYTES_MAX: usize = 200;
+/// Addresses tried in one dial: RFC 5321 5.1 wants at least two; with a connect timeout each, more
+/// would keep a dead site's dial busy for minutes.
+pub const DIAL_ADDRESSES_MAX: usize = 6;
 
-/// Routes of a node; each lookup is a few hash probes, however many.
-pub const ROUTES_MAX: usize = 100_000;
+/// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
+/// three minutes.
+pub const SEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
+
+/// Messages that recovery gives to the brain in one turn of the loop: about a millisecond of work.
+pub const RESTORE_PORTION: usize = 512;
+
+/// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
+pub const DRAIN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Letters that wait in a shard's mailbox: some 50 ms of saturated cross-shard traffic; what does
+/// not fit waits with its sender.
+pub const MAILBOX_LETTERS_MAX: usize = 16_384;
+
+/// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
+pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
+
+/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
+pub const RESOLVER_TTL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).
+pub const RESOLVER_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// Longest life of a negative answer (RFC 2308 5: one to three hours work well; we want less, since
+/// it delays mail to a domain that was just set up).
+pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// DNS questions under way at once; the rest wait in order.
+pub const QUESTIONS_AT_ONCE_MAX: usize = 512;
+
 // ---- config ----
 
 /// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.
@@ -238,77 +399,3 @@ pub const LAB_RECIPIENTS_MAX: usize = 10_000;
 /// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
 /// that a long run costs at most about 64 MiB.
 pub const LAB_GREYLIST_MAX: usize = 2_000_000;
-// ---- dkim ----
-
-/// Largest private key file, in bytes: an RSA-8192 key in PEM has 6.4 KiB; more is not a key.
-pub const DKIM_KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
-
-/// Most signatures on one message: two algorithms for the sender's domain and two for the
-/// platform's, twice over during a rotation.
-pub const DKIM_SIGNATURES_MAX: usize = 8;
-
-/// Most names in `h=`: RFC 5322 allows each field we sign once; a message that repeats them a
-/// thousand times would get a signature field larger than most mail.
-pub const DKIM_SIGNED_FIELDS_MAX: usize = 1000;
-
-/// Most different field names that may be signed: the 27 of ours and room for the operator's.
-pub const DKIM_NAMES_MAX: usize = 64;
-
-/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work; the
-/// spool is the place to wait longer.
-pub const DKIM_JOBS_MAX: usize = 2048;
-
-/// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
-/// 0.7 ms), which is how long signing may keep a shard from its sockets.
-pub const DKIM_BATCH_MAX: usize = 8;
-const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
-
-// ---- service ----
-
-/// Most inbound sessions of one shard: 10,000 idle ones at under 2 KiB each are 20 MiB, and twice
-/// that is still little beside the fresh messages.
-pub const SESSIONS_MAX: u32 = 20_000;
-
-/// Bytes of fresh messages that one shard keeps in memory for their first attempt: some 6,000 of
-/// 10 KiB, a fifth of a second of saturated traffic; beyond it delivery reads the spool.
-pub const FRESH_BYTES_MAX: u64 = 64 << 20;
-
-/// Domains whose way a shard remembers: a campaign's usual few hundred thousand cost 20 MiB.
-pub const WAYS_MAX: usize = 200_000;
-
-/// Egress paths whose target a shard remembers before it drops those that the brain has forgotten.
-pub const PATHS_REMEMBERED_MAX: usize = 100_000;
-
-/// Addresses tried in one dial: RFC 5321 5.1 wants at least two; with a connect timeout each, more
-/// would keep a dead site's dial busy for minutes.
-pub const DIAL_ADDRESSES_MAX: usize = 6;
-
-/// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
-/// three minutes.
-pub const SEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
-
-/// Messages that recovery gives to the brain in one turn of the loop: about a millisecond of work.
-pub const RESTORE_PORTION: usize = 512;
-
-/// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
-pub const DRAIN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(20);
-
-/// Letters that wait in a shard's mailbox: some 50 ms of saturated cross-shard traffic; what does
-/// not fit waits with its sender.
-pub const MAILBOX_LETTERS_MAX: usize = 16_384;
-
-/// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
-pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
-
-/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
-pub const RESOLVER_TTL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).
-pub const RESOLVER_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
-
-/// Longest life of a negative answer (RFC 2308 5: one to three hours work well; we want less, since
-/// it delays mail to a domain that was just set up).
-pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(600);
-
-/// DNS questions under way at once; the rest wait in order.
-pub const QUESTIONS_AT_ONCE_MAX: usize = 512;

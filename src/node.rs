@@ -26,7 +26,7 @@ use crate::config::{Shards, Snapshot};
 use crate::control::{Control, Names};
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
-use crate::engine::{NetError, Port};
+use crate::engine::Port;
 use crate::limits;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;

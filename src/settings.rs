@@ -34,7 +34,7 @@ pub fn queue(snapshot: &Snapshot, seed: u64) -> QueueConfig {
         limits: PathLimits {
             connections_max: delivery.connections_max,
             messages_per_connection_max: delivery.messages_per_connection,
-            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount.into(), rate.period).ok()),
+            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
         },
         idle_max: delivery.idle_timeout,
         seed,

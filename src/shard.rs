@@ -13,14 +13,14 @@ use crate::config::Snapshot;
 use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal};
 use crate::limits;
-use crate::queue::{Event, PathReport, Queue};
+use crate::queue::Queue;
 use crate::service::dispatch::Dispatch;
-use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::{Ask, Resolver};
 use crate::service::smtpd::{self, Sessions};
 use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
 use crate::settings;
-use crate::time::Mono;
+use crate::spool::Alarm;
 
 /// What one shard is told at boot.
 pub struct Plan {
@@ -95,8 +95,8 @@ impl<P: Port> Shard<P> {
             let config = settings::spooler(&plan.snapshot, *number);
             let (spooler, found) =
                 Spooler::open(port.clone(), config).await.map_err(BootError::Spool)?;
-            if !found.report.is_clean() {
-                tracing::error!(spool = number, "recovery found damage: {}", found.report);
+            if found.report.is_damaged() {
+                tracing::error!(spool = number, damage = ?found.report.damage, "recovery found damage");
             }
             queued += found.queued_messages;
             cursors.push(found.cursor);
@@ -246,8 +246,8 @@ impl<P: Port> Office<P> {
                 drop(reply.send(changed));
             }
             OperatorRequest::Probe(reply) => {
-                let alarmed = self.spools.iter().filter(|(_, spool)| spool.probe()).count();
-                drop(reply.send(alarmed > 0));
+                let alarmed = |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
+                drop(reply.send(self.spools.iter().any(|(_, spool)| alarmed(spool))));
             }
             OperatorRequest::Drain => self.drain.raise(),
         }

@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Failure;
 use super::values::{duration, rate, size};
+use super::{Failure, print, print_json};
 use crate::lab::demo::{DemoOptions, DemoReport};
-use crate::lab::load::{Dialogue, Latency, LoadOptions, LoadReport};
+use crate::lab::load::{self, Dialogue, Latency, LoadOptions, LoadReport};
 use crate::lab::personality::Mix;
-use crate::lab::sink::SinkOptions;
+use crate::lab::sink::{self, SinkOptions, SinkReport};
 
 const PERSONALITIES: &str = "How a share of the sites behaves, as TRAIT+TRAIT=PERCENT: accept, \
     greylist:TIME, tempfail:P, tempfail-dot:P, reject:P, messages:N, connections:N, delay:TIME, \
@@ -247,7 +249,8 @@ pub struct DemoArgs {
     #[arg(long = "personality", value_delimiter = ',', value_name = "NAME=PERCENT",
         help = PERSONALITIES)]
     pub personalities: Vec<String>,
-    /// Kill the daemon with SIGKILL at random moments, on average this far apart, and start it again
+    /// Kill the daemon with SIGKILL at random moments, on average this far apart, and start it
+    /// again
     #[arg(long, value_parser = duration, value_name = "TIME")]
     pub kill_every: Option<Duration>,
     /// At most so many kills
@@ -293,6 +296,96 @@ impl DemoArgs {
             progress: !campaign.quiet,
         }
     }
+}
+
+/// Sends the campaign, prints the report, and fails when a message was not acknowledged.
+pub(super) fn load(args: &LoadArgs) -> Result<(), Failure> {
+    let options = args.options();
+    let counters = Arc::clone(&options.counters);
+    on_signal(move || counters.stop.store(true, Ordering::Relaxed))?;
+    let report = load::run(options).map_err(Failure::failed)?;
+    if args.campaign.json {
+        print_json(&report)?;
+    } else {
+        print(&show_load(&report))?;
+    }
+    let complete = report.accepted == args.campaign.messages;
+    if complete {
+        Ok(())
+    } else {
+        Err(Failure::Reported)
+    }
+}
+
+/// Receives until SIGINT or SIGTERM, and prints the report.
+pub(super) fn sink(args: &SinkArgs) -> Result<(), Failure> {
+    let options = args.options()?;
+    let counters = Arc::clone(&options.counters);
+    on_signal(move || counters.stop.store(true, Ordering::Relaxed))?;
+    let report = sink::run(options, |sink| {
+        let dns = sink
+            .dns_address()
+            .map(|address| format!(", name server on {address}"));
+        let sites = format!("{} and on, port {}", args.first_address, sink.port());
+        eprintln!(
+            "postrider sink: ready on {sites}{}",
+            dns.unwrap_or_default()
+        );
+    });
+    let report = report.map_err(Failure::failed)?;
+    if args.json {
+        print_json(&report)
+    } else {
+        print(&show_sink(&report))
+    }
+}
+
+/// Calls `stop` on the first SIGINT or SIGTERM; on the second the process ends at once.
+fn on_signal(stop: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().map_err(Failure::failed)?;
+    let wait = async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::terminate()),
+        ) else {
+            return;
+        };
+        let mut stop = Some(stop);
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            match stop.take() {
+                Some(stop) => stop(),
+                None => std::process::exit(1),
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread
+        .spawn(move || runtime.block_on(wait))
+        .map(drop)
+        .map_err(Failure::failed)
+}
+
+/// The report of a sink, for people.
+fn show_sink(report: &SinkReport) -> String {
+    format!(
+        "received    {} messages, {} bytes, {} recipients on {} connections\n\
+         bounced     {}\ndelayed     {}\nrefused     {}\nviolations  {}\nqueries     {}\n",
+        report.messages,
+        report.bytes,
+        report.delivered,
+        report.connections,
+        report.bounced,
+        report.delayed,
+        report.refused,
+        report.violations,
+        report.dns_queries,
+    )
 }
 
 fn milliseconds(latency: &Latency) -> String {

@@ -1,13 +1,14 @@
 //! cli - the command line: one file per verb; help, completions and man pages from one definition.
 //!
-//! Exit codes are interface: 0 success, 1 failure, 2 bad usage, 78 a bad configuration (EX_CONFIG of
-//! sysexits.h, which service managers know as "do not restart").
+//! Exit codes are interface: 0 success, 1 failure, 2 bad usage, 78 a bad configuration (EX_CONFIG
+//! of sysexits.h, which service managers know as "do not restart").
 
 mod check;
 mod ctl;
 mod generate;
 
 mod logging;
+mod serve;
 mod values;
 
 pub mod lab;
@@ -39,8 +40,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(run::Args),
     Ctl(ctl::Args),
     Check(check::Args),
+    Load(lab::LoadArgs),
+    Sink(lab::SinkArgs),
     Completions(generate::CompletionArgs),
     Man(generate::ManArgs),
 }
@@ -107,8 +111,11 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Run(args) => run::execute(&args, serve::serve),
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
+        Verb::Load(args) => lab::load(&args),
+        Verb::Sink(args) => lab::sink(&args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }

@@ -12,8 +12,8 @@ pub const CONFIG_DEFAULT: &str = "/etc/postrider/postrider.toml";
 
 /// Run the daemon until SIGTERM
 ///
-/// Prints `postrider: ready` on stdout when it accepts mail. SIGTERM ends it in order: nothing new is
-/// accepted, what is being sent is sent, and the rest stays in the spool.
+/// Prints `postrider: ready` on stdout when it accepts mail. SIGTERM ends it in order: nothing new
+/// is accepted, what is being sent is sent, and the rest stays in the spool.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  postrider run --config /etc/postrider/postrider.toml")]
 pub struct Args {

@@ -81,7 +81,8 @@ pub fn json() -> serde_json::Value {
             Absent::Means(text) => (None, Some(text)),
         };
         serde_json::json!({
-            "key": row.path(), "value": expected(row.kind), "required": row.absent == Absent::Refused,
+            "key": row.path(), "value": expected(row.kind),
+            "required": row.absent == Absent::Refused,
             "default": default, "absent_means": meaning, "example": row.example, "about": row.about,
             "needs_restart": row.needs_restart,
         })

@@ -3,8 +3,8 @@
 //! What: a row per parameter, with its type, bounds, default, example and a sentence. The reader
 //! checks a file against these rows, and the reference documentation is printed from them, so that
 //! neither can know a parameter that the other does not.
-//! A new parameter is a row here, a field in [`super::Snapshot`], a line in `build.rs`, and a reader
-//! of the field outside this room: `tests/tidy.rs` refuses a row that nothing reads.
+//! A new parameter is a row here, a field in [`super::Snapshot`], a line in `build.rs`, and a
+//! reader of the field outside this room: `tests/tidy.rs` refuses a row that nothing reads.
 
 use crate::limits::{RECIPIENTS_ACCEPTED_MIN, SHARDS_MAX};
 

@@ -86,7 +86,8 @@ impl<'t> Problems<'t> {
         message: impl Into<String>,
         nearest: Option<String>,
     ) {
-        // Counting lines is linear in the file; the bound keeps a hostile file from being quadratic.
+        // Counting lines is linear in the file; the bound keeps a hostile file from being
+        // quadratic.
         if self.found.len() >= CONFIG_ERRORS_MAX {
             return;
         }
@@ -414,20 +415,7 @@ fn read_list(
     problems: &mut Problems<'_>,
 ) -> Option<Value> {
     let one = [value.clone()];
-    let elements: &[Spanned<DeValue<'_>>] = match (row.kind, value.get_ref()) {
-        (_, DeValue::Array(array)) => array,
-        (Kind::Hosts { .. }, DeValue::String(_)) => &one,
-        (kind, other) => {
-            let message = format!("expected {}, found {}", expected(kind), found(other));
-            problems.add(&value.span(), key, message);
-            return None;
-        }
-    };
-    let may_be_empty = matches!(row.kind, Kind::Networks | Kind::SocketAddresses { .. });
-    if elements.is_empty() && !may_be_empty {
-        problems.add(&value.span(), key, "an empty list; at least one is needed");
-        return None;
-    }
+    let elements = elements(row.kind, key, value, &one, problems)?;
     match row.kind {
         Kind::Durations { min_ms, max_ms } => {
             let each = |text: &str| bounded_duration(text, min_ms, max_ms);
@@ -478,6 +466,31 @@ fn read_list(
         // The other kinds are scalars, and `read_value` sends none of them here.
         _ => None,
     }
+}
+
+/// The elements of a list; a single host counts as a list of `one`.
+fn elements<'v, 't>(
+    kind: Kind,
+    key: &str,
+    value: &'v Spanned<DeValue<'t>>,
+    one: &'v [Spanned<DeValue<'t>>],
+    problems: &mut Problems<'_>,
+) -> Option<&'v [Spanned<DeValue<'t>>]> {
+    let elements: &[Spanned<DeValue<'t>>] = match (kind, value.get_ref()) {
+        (_, DeValue::Array(array)) => array,
+        (Kind::Hosts { .. }, DeValue::String(_)) => one,
+        (kind, other) => {
+            let message = format!("expected {}, found {}", expected(kind), found(other));
+            problems.add(&value.span(), key, message);
+            return None;
+        }
+    };
+    let may_be_empty = matches!(kind, Kind::Networks | Kind::SocketAddresses { .. });
+    if elements.is_empty() && !may_be_empty {
+        problems.add(&value.span(), key, "an empty list; at least one is needed");
+        return None;
+    }
+    Some(elements)
 }
 
 fn read_texts<T>(

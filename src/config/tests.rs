@@ -216,7 +216,8 @@ fn mistakes_say_where_and_what() {
         ),
         (
             "[delivery]\nexpire = \"4 days\"\n",
-            "4:10: delivery.expire: \"4 days\" is not a duration such as \"20m\" (ms, s, m, h, d, w)",
+            "4:10: delivery.expire: \"4 days\" is not a duration such as \"20m\" \
+             (ms, s, m, h, d, w)",
         ),
         (
             "[delivery]\nretry = [\"5m\", \"x\"]\n",

@@ -1,10 +1,10 @@
 //! engine::mesh - messages between the threads of a node.
 //!
 //! What: a bounded mailbox of one shard that any thread may send to.
-//! Who rings: [`MailSender::try_send`] does, after each message; a ring costs a system call only when
-//! the shard sleeps. The receiving shard has one task that awaits `Port::remote_wakes` and then
-//! empties all its mailboxes with [`MailReceiver::recv_all`]; a message sent while it does so rings
-//! again, so none waits for another. The simulator's port is rung the same way.
+//! Who rings: [`MailSender::try_send`] does, after each message; a ring costs a system call only
+//! when the shard sleeps. The receiving shard has one task that awaits `Port::remote_wakes` and
+//! then empties all its mailboxes with [`MailReceiver::recv_all`]; a message sent while it does so
+//! rings again, so none waits for another. The simulator's port is rung the same way.
 //! Limits: `capacity` messages, allocated at once; a full mailbox hands the message back.
 
 use std::fmt;
@@ -64,8 +64,8 @@ pub struct MailReceiver<M> {
 }
 
 impl<M: Send> MailReceiver<M> {
-    /// Appends the messages that wait, oldest first, to `into`; at most as many as the mailbox holds,
-    /// so that senders cannot keep the shard here.
+    /// Appends the messages that wait, oldest first, to `into`; at most as many as the mailbox
+    /// holds, so that senders cannot keep the shard here.
     pub fn recv_all(&self, into: &mut Vec<M>) {
         for _ in 0..self.queue.capacity() {
             let Some(message) = self.queue.pop() else {

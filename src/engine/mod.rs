@@ -1,6 +1,7 @@
 //! engine - the port that drivers are written against, and what implements it.
 //!
-//! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe code.
+//! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe
+//! code.
 
 pub mod mesh;
 pub mod port;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::engine::NetError;
+use crate::engine::uring::UringSetupError;
 use crate::lab::template::TemplateError;
 
 /// Why `load`, `sink` or `demo` stopped before its result. What the daemon did wrong is not here: it
@@ -15,7 +16,7 @@ pub enum LabError {
     /// The options contradict each other, or one is out of range; the text names it.
     Options(&'static str),
     /// The engine could not be started.
-    Engine(io::Error),
+    Engine(UringSetupError),
     /// An address could not be listened on.
     Listen(SocketAddr, NetError),
     /// Nobody answered at the target, not even once.
@@ -57,10 +58,8 @@ impl fmt::Display for LabError {
 impl std::error::Error for LabError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Engine(error)
-            | Self::File(_, error)
-            | Self::Dns(error)
-            | Self::Daemon(_, error) => Some(error),
+            Self::Engine(error) => Some(error),
+            Self::File(_, error) | Self::Dns(error) | Self::Daemon(_, error) => Some(error),
             Self::Listen(_, error) | Self::Connect(_, error) => Some(error),
             Self::Template(error) => Some(error),
             Self::Options(_) | Self::Ledger(_) | Self::Thread(_) => None,

@@ -10,11 +10,13 @@
 pub mod check;
 pub mod demo;
 pub mod dns;
+pub mod engine;
 pub mod error;
 pub mod fingerprint;
 pub mod identity;
 pub mod ledger;
 pub mod load;
+pub mod parcel;
 pub mod personality;
 pub mod receiver;
 pub mod sink;
@@ -22,3 +24,6 @@ pub mod template;
 pub mod zone;
 
 pub use error::LabError;
+
+#[cfg(test)]
+mod tests;

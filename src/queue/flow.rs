@@ -339,6 +339,7 @@ impl<T> Queue<T> {
 
     pub(super) fn wake(&mut self, now: Mono, actions: &mut Vec<Action>) {
         self.announced = Mono::NEVER;
+        self.wheel_moved = true;
         let tick = self.tick(now);
         let mut budget = QUEUE_WORK_MAX;
         while let Some(entry) = self.wheel.pop(&mut self.slab, tick, &mut budget) {
@@ -376,7 +377,9 @@ impl<T> Queue<T> {
 
     /// Tells the driver the next time to wake, where it is earlier than what it was told.
     pub(super) fn announce(&mut self, actions: &mut Vec<Action>) {
-        let wheel = self.wheel.next().map(|tick| self.time_of(tick));
+        let moved = std::mem::take(&mut self.wheel_moved);
+        let wheel = if moved { self.wheel.next() } else { None };
+        let wheel = wheel.map(|tick| self.time_of(tick));
         let timer = self.timers.peek().map(|Reverse((at, _, _))| *at);
         let idle = self.idle.first();
         let idle = idle.map(|i| {

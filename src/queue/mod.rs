@@ -128,6 +128,9 @@ pub struct Queue<T> {
     timers: BinaryHeap<Reverse<(Mono, u32, u32)>>,
     /// What the last `WakeAt` said.
     announced: Mono,
+    /// The wheel may be due earlier than `announced`: only after an insert or a `Wake`. Most
+    /// messages never touch the wheel, and then need not look at it.
+    wheel_moved: bool,
     /// The time of the first event, and of the last.
     base: Option<Mono>,
     last: Mono,
@@ -148,6 +151,7 @@ impl<T> Queue<T> {
             hungry: VecDeque::new(),
             timers: BinaryHeap::new(),
             announced: Mono::NEVER,
+            wheel_moved: false,
             base: None,
             last: Mono(0),
             random: Random::new(config.seed),
@@ -513,6 +517,7 @@ impl<T> Queue<T> {
         entry.due = due;
         self.paths.at_mut(entry.path).deferred += 1;
         self.wheel.insert(&mut self.slab, index);
+        self.wheel_moved = true;
     }
 
     /// Takes an entry off the wheel's account after it left the wheel.

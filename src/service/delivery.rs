@@ -185,7 +185,7 @@ impl<'a, P: Port> Connection<'a, P> {
                 match event {
                     ClientEvent::Ready => return Ok(()),
                     ClientEvent::Refused { reply, .. } => {
-                        return Err(Cause::new(CauseKind::Host, &self.at_host(&reply.text())));
+                        return Err(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
                     }
                     ClientEvent::Closed => {
                         let text = self.at_host("the connection ended before the greeting did");
@@ -218,7 +218,7 @@ impl<'a, P: Port> Connection<'a, P> {
                 match event {
                     ClientEvent::Done { token, outcomes } => self.done(token, outcomes),
                     ClientEvent::Refused { reply, .. } => {
-                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(&reply.text())));
+                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
                     }
                     ClientEvent::Closed => {
                         ended.get_or_insert(Cause::IDLE);
@@ -298,7 +298,7 @@ impl<'a, P: Port> Connection<'a, P> {
     async fn begin_assigned(&mut self) {
         while self.client.can_send() {
             if let Some(hand) = self.in_hand.iter_mut().find(|hand| hand.trying.is_empty()) {
-                let recipients_max = self.dispatch.settings.client.recipients_max;
+                let recipients_max = self.client.recipients_max();
                 let transaction = next_transaction(hand, recipients_max);
                 let at_once = self.client.send(transaction);
                 self.events.extend(at_once);

@@ -201,7 +201,7 @@ impl<P: Port> Dispatch<P> {
     ) -> Rc<Self> {
         assert!(!spools.is_empty(), "a shard without a spool");
         assert!(!settings.sources.is_empty(), "a node without a source");
-        Rc::new_cyclic(|me| Self {
+        let dispatch = Rc::new_cyclic(|me: &Weak<Self>| Self {
             port,
             settings,
             me: me.clone(),
@@ -222,7 +222,28 @@ impl<P: Port> Dispatch<P> {
             fresh: Arc::default(),
             counters: Cell::default(),
             stopping: Cell::new(false),
-        })
+        });
+        for (_, spool) in &dispatch.spools {
+            // Counted when durable: an accounting figure never runs ahead of its settlement.
+            let me = dispatch.me.clone();
+            spool.on_settled(move |settlement| {
+                if let Some(me) = me.upgrade() {
+                    me.count_settlement(settlement.kind);
+                }
+            });
+        }
+        dispatch
+    }
+
+    fn count_settlement(&self, kind: SettlementKind) {
+        self.count(|counters| match kind {
+            SettlementKind::Delivered => counters.delivered += 1,
+            SettlementKind::Failed => counters.failed += 1,
+            SettlementKind::Expired => counters.expired += 1,
+            SettlementKind::Dropped
+            | SettlementKind::Damaged
+            | SettlementKind::Deferred { .. } => {}
+        });
     }
 
     /// The figures so far.
@@ -982,7 +1003,7 @@ impl<P: Port> Dispatch<P> {
     /// pools and sources that do not exist (a typo must not send a campaign from the wrong address).
     fn check(&self, envelope: &mut Envelope, content: Content) -> Result<Content, Refusal> {
         let checked = header::check(content, envelope).map_err(|error| {
-            let reply = Reply::new(error.code(), error.status(), &error.to_string());
+            let reply = Reply::new(error.code(), Some(error.status()), &error.to_string());
             Refusal::Policy(reply)
         })?;
         // The name that PowerMTA users give may be a pool here or a single source.
@@ -1000,7 +1021,7 @@ impl<P: Port> Dispatch<P> {
             None => Ok(checked.content),
             Some(name) => {
                 let text = format!("no pool or source is called {name}");
-                let reply = Reply::new(550, EnhancedStatus::BAD_DESTINATION, &text);
+                let reply = Reply::new(550, Some(EnhancedStatus::INVALID_ARGUMENTS), &text);
                 Err(Refusal::Policy(reply))
             }
         }
@@ -1097,6 +1118,11 @@ impl<P: Port> Intake for Dispatch<P> {
         let stored = appended.map_err(|error| match error {
             AppendError::Full => Refusal::InsufficientStorage,
             AppendError::Failed => Refusal::LocalError,
+            AppendError::TooLarge => Refusal::Policy(Reply::new(
+                552,
+                Some(EnhancedStatus::MESSAGE_TOO_BIG),
+                "the message is larger than the spool can hold",
+            )),
         });
         match stored {
             Ok(stored) => {

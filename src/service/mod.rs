@@ -1,4 +1,4 @@
-//! service - thin drivers on the port: they move bytes between the engine and the pure machines.
+//! service - thin drivers on the port: they move bytes, the machines they drive decide.
 
 pub mod delivery;
 pub mod dispatch;

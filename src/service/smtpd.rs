@@ -210,7 +210,7 @@ impl<P: Port, I: Intake> Session<P, I> {
                 }
                 Err(_) => return,
             };
-            let leaving = self.sessions.draining.get() && !server.in_transaction();
+            let leaving = self.sessions.draining.get() && server.is_idle();
             if next == Next::Continue && leaving {
                 server.shutting_down(&mut out);
             }
@@ -241,9 +241,7 @@ impl<P: Port, I: Intake> Session<P, I> {
         out: &mut Vec<u8>,
     ) -> Next {
         let now = self.port.wall();
-        if !server.in_transaction() {
-            server.set_next_id(self.intake.next_id());
-        }
+        self.provide_id(server);
         let (used, event) = server.input(&chunk, now, out);
         let Some(event) = event else {
             assert!(used == chunk.len(), "the machine left input behind without an event");
@@ -263,6 +261,7 @@ impl<P: Port, I: Intake> Session<P, I> {
             if rest.is_empty() {
                 return Next::Continue;
             }
+            self.provide_id(server);
             let (used, next) = server.input(rest, self.port.wall(), out);
             rest = &rest[used..];
             let Some(next) = next else { return Next::Continue };
@@ -272,13 +271,19 @@ impl<P: Port, I: Intake> Session<P, I> {
 
     /// Stores one message and tells the machine what became of it.
     async fn store(&self, server: &mut Server, inbound: Box<Inbound>, out: &mut Vec<u8>) {
-        let id = server.next_id();
+        let id = inbound.id.unwrap_or_else(|| self.intake.next_id());
         // Boxed, so that an idle session does not carry the room for it.
         match Box::pin(self.intake.accept(id, inbound)).await {
-            Ok(stored) => server.accepted(&stored, out),
+            Ok(stored) => server.accepted(stored.id(), out),
             Err(refusal) => server.refused(refusal, out),
         }
-        server.set_next_id(self.intake.next_id());
+    }
+
+    /// The machine names the next message in its trace field, so it needs the id beforehand.
+    fn provide_id(&self, server: &mut Server) {
+        if server.wants_id() {
+            server.set_next_id(self.intake.next_id());
+        }
     }
 }
 

@@ -431,6 +431,10 @@ pub enum StateRecord {
         sequence: u64,
         /// Sequence of the group.
         group: u64,
+        /// The life of the segment that holds the group.
+        generation: u64,
+        /// That segment.
+        segment: u32,
     },
 }
 
@@ -455,9 +459,11 @@ impl StateRecord {
                 out[16..20].copy_from_slice(&count.to_le_bytes());
             }
             Self::Clean => out[0] = 3,
-            Self::Roster { sequence, group } => {
+            Self::Roster { sequence, group, generation, segment } => {
                 out[0] = 4;
+                out[4..8].copy_from_slice(&segment.to_le_bytes());
                 out[8..16].copy_from_slice(&sequence.to_le_bytes());
+                out[16..24].copy_from_slice(&generation.to_le_bytes());
                 out[24..32].copy_from_slice(&group.to_le_bytes());
             }
         }
@@ -475,7 +481,12 @@ impl StateRecord {
             }),
             2 => Some(Self::Dead { first: u64_at(bytes, 8)?, count: u32_at(bytes, 16)? }),
             3 => Some(Self::Clean),
-            4 => Some(Self::Roster { sequence: u64_at(bytes, 8)?, group: u64_at(bytes, 24)? }),
+            4 => Some(Self::Roster {
+                sequence: u64_at(bytes, 8)?,
+                group: u64_at(bytes, 24)?,
+                generation: u64_at(bytes, 16)?,
+                segment: u32_at(bytes, 4)?,
+            }),
             _ => None,
         }
     }

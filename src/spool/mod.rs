@@ -1,8 +1,22 @@
-//! spool - temporary.
+//! spool - durable logs.
+
 pub mod format;
+pub mod recover;
+
+mod commit;
+mod index;
+mod large;
+mod reclaim;
+mod segment;
+mod state;
+#[cfg(test)]
+mod tests;
 mod types;
-pub use types::*;
-#[derive(Debug, Default)]
-pub struct RecoveryReport {}
-impl RecoveryReport { pub fn is_clean(&self) -> bool { true } }
-impl std::fmt::Display for RecoveryReport { fn fmt(&self, _f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) } }
+
+pub use index::Place;
+pub use recover::{Damage, RecoveryReport};
+pub use state::{Action, Completion, Extent, Outcome, Spool, SpoolConfig};
+pub use types::{
+    Alarm, AppendError, Location, PendingRecipient, Queued, ReadError, Settlement, SettlementKind,
+    SpoolStatus, Stored,
+};

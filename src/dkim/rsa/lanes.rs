@@ -216,8 +216,8 @@ impl<const N: usize, const M: usize> Workspace<N, M> {
         for row in &mut encoded {
             row.0.copy_within(..ONE_PASS, ONE_PASS);
         }
-        let exponent = (&secret.dp, bits::<N>());
         let base = halves(&encoded);
+        let exponent = (&secret.dp, bits::<N>());
         ifma.power(&secret.p, base, exponent, &mut self.table, &mut secret.a);
         for (to, from) in secret.b.iter_mut().zip(&secret.a) {
             to.0[..ONE_PASS].copy_from_slice(&from.0[ONE_PASS..]);
@@ -233,21 +233,9 @@ impl<const N: usize, const M: usize> Workspace<N, M> {
             put(&key.qinv, lane, &mut secret.qinv);
         }
         let base = halves(&self.public.encoded);
-        let exponents = [(&secret.dp, bits::<N>()), (&secret.dq, bits::<N>())];
-        ifma.power(
-            &secret.p,
-            base,
-            exponents[0],
-            &mut self.table,
-            &mut secret.a,
-        );
-        ifma.power(
-            &secret.q,
-            base,
-            exponents[1],
-            &mut self.table,
-            &mut secret.b,
-        );
+        let (dp, dq) = ((&secret.dp, bits::<N>()), (&secret.dq, bits::<N>()));
+        ifma.power(&secret.p, base, dp, &mut self.table, &mut secret.a);
+        ifma.power(&secret.q, base, dq, &mut self.table, &mut secret.b);
     }
 
     /// The public operation on what was made: only what gives the encoded digest is handed out.

@@ -1,6 +1,7 @@
 //! Sockets: listen, accept, connect, and the stream.
 
 use std::cell::Cell;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -167,6 +168,12 @@ impl Stream for UringStream {
     }
 }
 
+impl fmt::Debug for UringStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UringStream({})", self.peer)
+    }
+}
+
 impl Drop for UringStream {
     fn drop(&mut self) {
         self.core
@@ -181,6 +188,12 @@ pub struct UringListener {
     core: Rc<Core>,
     index: u32,
     pub(super) address: SocketAddr,
+}
+
+impl fmt::Debug for UringListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UringListener({})", self.address)
+    }
 }
 
 impl Drop for UringListener {

@@ -626,6 +626,8 @@ async fn writes_and_reads(port: UringPort, directory: PathBuf) {
     let (block, done) = port.write_durable(&file, 4096, block).await;
     done.expect("write");
     assert_eq!(block[8191], 42);
+    // The map that was read before the write sees it too.
+    assert_eq!(map.bytes()[4095..4098], [0, 42, 42]);
     let map = port
         .map(&port.open(&path, OpenMode::Existing).expect("open"))
         .expect("map");
