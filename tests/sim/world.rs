@@ -19,6 +19,9 @@ const SEEDS: u64 = 40;
 const STEPS: u64 = 1_000_000;
 const DIR: &str = "/spool";
 
+/// The smallest window that a test draws.
+const WINDOW_MIN: usize = 100;
+
 /// Runs `main` on a port of `host` and hands out what it returns.
 fn run<T: 'static>(world: &SimWorld, port: &SimPort, main: impl Future<Output = T> + 'static) -> T {
     let result = Rc::new(RefCell::new(None));
@@ -70,13 +73,21 @@ fn serve_echo(host: &SimHost) -> SocketAddr {
     address
 }
 
-/// Sends `sent` and collects what comes back until the other end finishes.
+/// Sends `sent` in parts that fit the smallest window, collects what comes back until the end.
 async fn call_echo(port: SimPort, address: SocketAddr, sent: Vec<u8>) -> Result<Vec<u8>, NetError> {
     let mut stream = port.connect(Some(ip(1)), address, far(&port)).await?;
     assert_eq!((stream.peer(), stream.local().ip()), (address, ip(1)));
-    stream.send(vec![Bytes::from(sent)], far(&port)).await?;
-    stream.finish();
     let mut got = Vec::new();
+    for (number, part) in sent.chunks(WINDOW_MIN).enumerate() {
+        let pieces = part.chunks(7).map(Bytes::copy_from_slice).collect();
+        stream.send(pieces, far(&port)).await?;
+        while got.len() < number * WINDOW_MIN + part.len() {
+            let chunk = stream.recv(far(&port)).await?;
+            assert!(!chunk.is_empty(), "ended early");
+            got.extend_from_slice(&chunk);
+        }
+    }
+    stream.finish();
     loop {
         let chunk = stream.recv(far(&port)).await?;
         if chunk.is_empty() {
@@ -90,7 +101,7 @@ fn split() -> SimOptions {
     let mut options = SimOptions::calm();
     options.net.split = 1_000_000;
     options.net.single_bytes = 300_000;
-    options.net.window = 100..=5_000;
+    options.net.window = WINDOW_MIN as u64..=5_000;
     options
 }
 
@@ -234,7 +245,10 @@ fn file() -> std::path::PathBuf {
 fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
     let (mut lost, mut kept, mut torn) = (0, 0, 0);
     for seed in 0..SEEDS * 3 {
-        let world = SimWorld::new(seed, SimOptions::calm());
+        let mut options = SimOptions::calm();
+        // Longer than a timer may be late.
+        options.disk.latency = 10_000_000..=20_000_000;
+        let world = SimWorld::new(seed, options);
         let (left, _) = hosts(&world);
         let port = left.port();
         let inner = port.clone();
