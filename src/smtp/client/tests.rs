@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::message::MessageId;
+use crate::message::{MessageId, Notify, Ret};
 use crate::smtp::server::{Server, ServerConfig, ServerEvent};
 use crate::time::Wall;
 

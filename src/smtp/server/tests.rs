@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::message::EnhancedStatus;
+use crate::smtp::reply::Reply;
 
 const ID: u64 = 0x0010_0000_0000_002a;
 const NOW: Wall = Wall(1_700_000_000_000);
