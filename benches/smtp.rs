@@ -1,7 +1,7 @@
 //! The codec's share of a message: what the two SMTP machines cost without sockets and disk.
 //!
-//! Run with `cargo bench --bench smtp`. The message has 10 KiB in lines of 76 columns, the size that
-//! all figures of the README are about.
+//! Run with `cargo bench --bench smtp`. The message has 10 KiB in lines of 76 columns, the size
+//! that all figures of the README are about.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -148,6 +148,9 @@ fn ready(hello: &[u8]) -> Client {
     client
 }
 
+/// A name, the peer's reply to EHLO, and what it answers to one transaction.
+type Mode = (&'static str, &'static [u8], &'static [&'static [u8]]);
+
 fn clients(criterion: &mut Criterion) {
     let content = Bytes::from(message());
     let transaction = || Transaction {
@@ -159,7 +162,7 @@ fn clients(criterion: &mut Criterion) {
         ..Transaction::default()
     };
     let mut group = criterion.benchmark_group("client");
-    let modes: [(&str, &[u8], &[&[u8]]); 2] = [
+    let modes: [Mode; 2] = [
         (
             "bdat_10k",
             b"250-mx\r\n250-PIPELINING\r\n250-SIZE\r\n250 CHUNKING\r\n",

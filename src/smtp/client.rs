@@ -2,8 +2,8 @@
 //!
 //! What: transactions go in, pieces to send and outcomes per recipient come out. Several
 //! transactions may be in flight; replies are taken in order.
-//! Why this way: the number of round trips decides the throughput of one connection. With PIPELINING
-//! and CHUNKING, MAIL, RCPT and BDAT LAST with the content are one segment, and the next
+//! Why this way: the number of round trips decides the throughput of one connection. With
+//! PIPELINING and CHUNKING, MAIL, RCPT and BDAT LAST with the content are one segment, and the next
 //! transaction follows without waiting; with PIPELINING, MAIL, RCPT and DATA are; else a dialogue.
 //! Failure: every transaction that was sent ends in exactly one `Done`, whatever the peer does. An
 //! end of data without its reply is `Ambiguous`, never an error.
@@ -105,9 +105,9 @@ impl Client {
         }
     }
 
-    /// Appends pieces to send, in order, at most [`limits::SMTP_OUTPUT_PIECES_MAX`]; returns whether
-    /// there were any. Call until it returns false, and before waiting: it starts the clock of the
-    /// reply awaited.
+    /// Appends pieces to send, in order, at most [`limits::SMTP_OUTPUT_PIECES_MAX`]; returns
+    /// whether there were any. Call until it returns false, and before waiting: it starts the clock
+    /// of the reply awaited.
     pub fn poll_output(&mut self, now: Mono, out: &mut Vec<Bytes>) -> bool {
         let before = out.len();
         while out.len() - before < limits::SMTP_OUTPUT_PIECES_MAX {
@@ -178,7 +178,8 @@ impl Client {
         self.flights.len() < depth && self.flights.back().is_none_or(Flight::is_queued)
     }
 
-    /// Whether this connection takes no more transactions: its cap is reached, it quits, or is closed.
+    /// Whether this connection takes no more transactions: its cap is reached, it quits, or is
+    /// closed.
     #[must_use]
     pub fn is_spent(&self) -> bool {
         let caps = [
@@ -257,7 +258,8 @@ impl Client {
     }
 
     /// So many octets of what `poll_output` gave, its tail, were never handed to the system. Say so
-    /// before `timed_out` or `disconnected`: a message that cannot have been whole is not ambiguous.
+    /// before `timed_out` or `disconnected`: a message that cannot have been whole is not
+    /// ambiguous.
     pub fn unsent(&mut self, octets: u64) {
         self.unsent = octets.min(self.handed);
     }
@@ -499,7 +501,8 @@ impl Client {
         self.close(events);
     }
 
-    /// 421: the host takes nothing more now (RFC 5321 3.8). What it did not answer, it does not have.
+    /// 421: the host takes nothing more now (RFC 5321 3.8). What it did not answer, it does not
+    /// have.
     fn host_down(&mut self, reply: ReplyRef<'_>, events: &mut Vec<ClientEvent>) {
         let text = reply.to_text();
         let deferred = Outcome::Deferred {

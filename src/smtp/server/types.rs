@@ -1,4 +1,5 @@
-//! types - what a session is told and what it hands over: configuration, events, messages, refusals.
+//! types - what a session is told and what it hands over: configuration, events, messages,
+//! refusals.
 
 use std::net::IpAddr;
 
