@@ -206,7 +206,8 @@ pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
 
 /// Smallest state segment: two groups of settlements.
 pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
-const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+const _: () =
+    assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
 
 /// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
 /// writing, so that a message waits for two groups well below 5 ms.
