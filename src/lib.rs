@@ -7,6 +7,9 @@
 //! | `config` | the parameter table, the file, the checked snapshot; fills plain structs | everything below it |
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
+//! | `message` | the mail itself: addresses, envelope, content, header, trace, DSNs, status codes | `limits time` |
+//! | `spool` | durable logs: nothing acknowledged is lost, nothing corrupt handed out | `limits message time engine::Block` |
+//! | `service` | thin drivers on the port | `limits message smtp dkim routing spool queue engine time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 //! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
 
@@ -16,4 +19,7 @@ pub mod config;
 pub mod engine;
 pub mod lab;
 pub mod limits;
+pub mod message;
+pub mod service;
+pub mod spool;
 pub mod time;

@@ -520,6 +520,9 @@ impl Receiver {
         site: &Site,
         out: &mut Vec<u8>,
     ) -> (usize, Option<ReceiverEvent>) {
+        if site.closes(Phase::Content) {
+            return (bytes.len(), Some(ReceiverEvent::HangUp));
+        }
         // The end may straddle two reads: look again at its first four bytes.
         let before = self.content.len();
         let from = before.saturating_sub(4);
@@ -529,8 +532,7 @@ impl Receiver {
                 out.extend_from_slice(b"552 5.3.4 too large\r\n");
                 return (bytes.len(), Some(ReceiverEvent::Close));
             }
-            let hang = site.closes(Phase::Content).then_some(ReceiverEvent::HangUp);
-            return (bytes.len(), hang);
+            return (bytes.len(), None);
         };
         let end = from + at;
         let taken = end + 5 - before;
