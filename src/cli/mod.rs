@@ -8,6 +8,7 @@ mod ctl;
 mod generate;
 
 mod logging;
+mod serve;
 mod values;
 
 pub mod lab;
@@ -39,6 +40,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Run(run::Args),
     Ctl(ctl::Args),
     Check(check::Args),
     Load(lab::LoadArgs),
@@ -109,6 +111,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(verb: Verb) -> Result<(), Failure> {
     match verb {
+        Verb::Run(args) => run::execute(&args, serve::serve),
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
         Verb::Load(args) => lab::load(&args),

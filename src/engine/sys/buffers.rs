@@ -1,9 +1,9 @@
 //! The provided buffers that the kernel receives into.
 //!
-//! What: `count` buffers of `size` bytes and the ring (io_uring_setup_buf_ring, kernel 5.19) through
-//! which the kernel takes them. A received buffer is a [`Lease`]; giving it back makes it the
-//! kernel's again. Who holds a lease holds the memory too, so a lease is sound for as long as it
-//! lives; one that is dropped instead of given back is lost to the ring, nothing worse.
+//! What: `count` buffers of `size` bytes and the ring (io_uring_setup_buf_ring, kernel 5.19)
+//! through which the kernel takes them. A received buffer is a [`Lease`]; giving it back makes it
+//! the kernel's again. Who holds a lease holds the memory too, so a lease is sound for as long as
+//! it lives; one that is dropped instead of given back is lost to the ring, nothing worse.
 
 use std::io;
 use std::ops::Deref;
@@ -34,7 +34,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Which buffer it is, below [`Pool::count`].
+    /// Which buffer it is, below the ring's count.
     pub(crate) fn id(&self) -> u16 {
         self.id
     }
@@ -60,7 +60,7 @@ impl Deref for Lease {
 }
 
 /// The buffers of one ring.
-pub(crate) struct Pool {
+pub(super) struct Pool {
     memory: Rc<Memory>,
     ring: MmapMut,
     entries: NonNull<BufRingEntry>,
@@ -115,20 +115,23 @@ impl Pool {
     }
 
     /// How many buffers there are.
-    pub(crate) fn count(&self) -> u16 {
+    pub(super) fn count(&self) -> u16 {
         self.count
     }
 
     /// How many of them are leased now.
-    pub(crate) fn out(&self) -> u16 {
+    pub(super) fn out(&self) -> u16 {
         self.out
     }
 
     /// Takes over the buffer that a completion names. None when the kernel names one that is not
     /// ours, which would be its bug.
     ///
-    /// The caller (the ring) promises that a completion said so, once.
-    pub(super) fn lease(&mut self, id: u16, len: u32) -> Option<Lease> {
+    /// # Safety
+    ///
+    /// A completion of this pool's ring must have named the buffer, and each such naming makes one
+    /// lease at most.
+    pub(super) unsafe fn lease(&mut self, id: u16, len: u32) -> Option<Lease> {
         if id >= self.count || len as usize > self.memory.size {
             return None;
         }
@@ -141,7 +144,7 @@ impl Pool {
     }
 
     /// Gives a buffer back to the kernel.
-    pub(crate) fn give_back(&mut self, lease: Lease) {
+    pub(super) fn give_back(&mut self, lease: Lease) {
         // A lease of another runtime's pool must not enter this ring.
         if Rc::ptr_eq(&lease.memory, &self.memory) {
             self.put(lease.id);

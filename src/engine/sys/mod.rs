@@ -6,3 +6,4 @@ pub(crate) mod map;
 pub(crate) mod owner;
 pub(crate) mod ring;
 pub(crate) mod socket;
+pub mod ifma;

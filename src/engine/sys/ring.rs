@@ -188,6 +188,9 @@ struct Op<T> {
     data: T,
 }
 
+/// What an operation costs beside its memory; an idle connection has one.
+const _: () = assert!(size_of::<Op<[u64; 3]>>() <= 88);
+
 /// See the module. `T` is what the caller keeps with each operation.
 pub(crate) struct Ring<T> {
     // First, so that it is dropped before the memory that the kernel knows.
@@ -215,7 +218,7 @@ fn build(entries: u32) -> io::Result<IoUring> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
         other => return other,
     }
-    // Kernel 6.0. Anything older has no multishot receive, so there is nothing more to fall back to.
+    // Kernel 6.0. Anything older has no multishot receive, so there is nothing below to fall to.
     IoUring::builder()
         .setup_cqsize(entries.saturating_mul(4))
         .setup_clamp()
@@ -243,9 +246,19 @@ impl<T> Ring<T> {
         })
     }
 
-    /// The receive buffers.
-    pub(crate) fn pool(&mut self) -> &mut Pool {
-        &mut self.pool
+    /// How many receive buffers there are.
+    pub(crate) fn buffers(&self) -> u16 {
+        self.pool.count()
+    }
+
+    /// How many receive buffers are the kernel's to fill.
+    pub(crate) fn buffers_free(&self) -> u16 {
+        self.pool.count() - self.pool.out()
+    }
+
+    /// Gives a receive buffer back to the kernel.
+    pub(crate) fn give_back(&mut self, lease: Lease) {
+        self.pool.give_back(lease);
     }
 
     /// How many operations the kernel has not finished.
@@ -365,10 +378,18 @@ impl<T> Ring<T> {
         for entry in self.uring.completion() {
             let key = OpKey::from_user_data(entry.user_data());
             let (result, flags) = (entry.result(), entry.flags());
-            let lease = cqueue::buffer_select(flags)
-                .and_then(|id| self.pool.lease(id, u32::try_from(result).unwrap_or(0)));
+            let lease = cqueue::buffer_select(flags).and_then(|id| {
+                let len = u32::try_from(result).unwrap_or(0);
+                // SAFETY: this completion names the buffer, and is looked at once.
+                // JUSTIFICATION: only the completion tells whose a buffer is.
+                unsafe { self.pool.lease(id, len) }
+            });
             let op = self.ops.get_mut(key.index as usize);
             let Some(op) = op.filter(|op| op.generation == key.generation) else {
+                // A close or a cancel that had nothing to do. None of those has a buffer.
+                if let Some(lease) = lease {
+                    self.pool.give_back(lease);
+                }
                 continue;
             };
             let more = cqueue::more(flags);

@@ -27,7 +27,7 @@ const PREWRITE_BYTES: u32 = 1 << 20;
 const POPULATE_BYTES: usize = 1 << 20;
 
 /// An open file of the spool.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct UringFile {
     pub(super) fd: Rc<OwnedFd>,
 }
@@ -43,7 +43,8 @@ pub(super) fn open(core: &Core, path: &Path, mode: OpenMode) -> io::Result<Uring
         let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?);
         if let Err(error) = fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)) {
             core.direct.set(false);
-            tracing::warn!(%error, path = %path.display(), "no O_DIRECT here; writing through the page cache");
+            let path = path.display();
+            tracing::warn!(%error, %path, "no O_DIRECT here; writing through the page cache");
         }
     }
     Ok(UringFile {

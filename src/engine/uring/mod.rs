@@ -1,16 +1,20 @@
 //! engine::uring - the production engine: one io_uring, one thread, our own small reactor.
 //!
 //! Role: implement `engine::Port` on Linux 6.1 or later.
-//! Flow: futures -> `sys::ring` operations -> kernel -> completions -> `reactor` -> wakers -> tasks.
-//! Map: `reactor` connections and listeners; `wheel` timers; `tasks` the executor; `remote` what other
-//! threads may touch; `core` the turn of the loop; `net`, `disk` the futures.
+//! Flow: futures -> `sys::ring` operations -> kernel -> completions -> `reactor` -> wakers ->
+//! tasks.
+//! Map: `reactor` connections and listeners; `wheel` timers; `tasks` the executor; `remote` what
+//! other threads may touch; `core` the turn of the loop; `net`, `disk` the futures.
 //! Shard: everything here belongs to one thread; many runtimes live in one process.
 //! Turn: poll what is ready (at most 512 tasks), enter the kernel once, handle what completed, fire
 //! timers. Clocks are read once per turn.
 //! Limits: receive buffers `UringConfig::buffers` x `buffer_bytes`; 4 unread chunks per connection;
 //! 128 accepted connections ahead of their task. A connection without a buffer waits in line.
 //! Failure: setup explains itself ([`UringSetupError`]); a task's panic ends that task, except in
-//! `Class::Spool`, where it ends the process; a broken ring panics the shard.
+//! `Class::Spool`, where it ends the process; a broken ring panics the shard. A write whose future
+//! was dropped still happens.
+//! Bugs: receives are armed without IORING_RECVSEND_POLL_FIRST, which the crate cannot set on a
+//! multishot; no SO_INCOMING_CPU steering; no zero-copy.
 
 mod core;
 mod disk;
@@ -44,6 +48,7 @@ use self::remote::{Shared, TaskHeader};
 use self::tasks::{MAIN, Tasks};
 use crate::engine::sys::ring::Ring;
 use crate::engine::{Block, Class, NetError, OpenMode, Port, RemoteWaker};
+use crate::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS};
 use crate::time::{Mono, Wall};
 
 pub use self::disk::UringFile;
@@ -74,15 +79,14 @@ pub struct UringConfig {
 }
 
 impl Default for UringConfig {
-    /// 256 buffers of 16 KiB: a 10 KiB message with its commands arrives in one completion, 50 busy
-    /// pipelining sessions hold at most 4 each, and it is 4 MiB per shard, touched only when used.
+    /// Buffers as the limits say, and more submissions per turn than a busy shard makes.
     fn default() -> Self {
         Self {
             shard: 0,
             cpu: None,
             entries: 1024,
-            buffers: 256,
-            buffer_bytes: 16 << 10,
+            buffers: RECV_BUFFERS,
+            buffer_bytes: RECV_BUFFER_BYTES,
             seed: 0,
         }
     }
@@ -125,8 +129,8 @@ impl fmt::Display for UringSetupError {
                  boot Linux 6.1 or later",
             ),
             Self::Forbidden => f.write_str(
-                "io_uring is forbidden: set `sysctl kernel.io_uring_disabled=0`, and in a container \
-                 use a seccomp profile that allows io_uring_setup, io_uring_enter and \
+                "io_uring is forbidden: set `sysctl kernel.io_uring_disabled=0`, and in a \
+                 container use a seccomp profile that allows io_uring_setup, io_uring_enter and \
                  io_uring_register",
             ),
             Self::LockedMemory => f.write_str(
@@ -143,7 +147,11 @@ impl fmt::Display for UringSetupError {
                 io::Error::from_raw_os_error(*errno)
             ),
             Self::Other(errno) => {
-                write!(f, "io_uring_setup: {}", io::Error::from_raw_os_error(*errno))
+                write!(
+                    f,
+                    "io_uring_setup: {}",
+                    io::Error::from_raw_os_error(*errno)
+                )
             }
         }
     }
@@ -230,7 +238,7 @@ impl Drop for UringRuntime {
         turn_until(core, STOP_WAIT, |reactor| reactor.ring.in_flight() == 0);
         core.stopped.set(true);
         core.listener.borrow_mut().take();
-        core.shared.ready.with(std::mem::take);
+        core.shared.close();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sockets: listen, accept, connect, and the stream.
 
 use std::cell::Cell;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
@@ -167,6 +168,12 @@ impl Stream for UringStream {
     }
 }
 
+impl fmt::Debug for UringStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UringStream({})", self.peer)
+    }
+}
+
 impl Drop for UringStream {
     fn drop(&mut self) {
         self.core
@@ -181,6 +188,12 @@ pub struct UringListener {
     core: Rc<Core>,
     index: u32,
     pub(super) address: SocketAddr,
+}
+
+impl fmt::Debug for UringListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UringListener({})", self.address)
+    }
 }
 
 impl Drop for UringListener {
@@ -277,7 +290,11 @@ pub(super) async fn connect_to(
     drop((operation, sleep));
     if result < 0 {
         core.reactor.borrow_mut().ring.release(fd);
-        return Err(net_error(-result));
+        return Err(match -result {
+            // The source was fine in bind(2), so it is the ports that ran out.
+            libc::EADDRNOTAVAIL => NetError::Exhausted,
+            errno => net_error(errno),
+        });
     }
     Ok(UringStream::new(core, fd, target, None))
 }

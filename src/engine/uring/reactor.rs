@@ -1,7 +1,8 @@
 //! The reactor: one ring, its timers, and the state of every connection and listener.
 //!
 //! What: all that happens between the kernel and the futures. Futures leave a waker and look again.
-//! Limits: unread chunks per connection [`UNREAD_MAX`], unaccepted connections [`ACCEPTED_MAX`].
+//! Limits: unread chunks per connection [`RECV_UNREAD_MAX`], accepted connections that nobody took
+//! yet [`ACCEPTED_AHEAD_MAX`].
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,14 +19,8 @@ use crate::engine::NetError;
 use crate::engine::sys::buffers::Lease;
 use crate::engine::sys::ring::{Completion, Memory, OpKey, Request, Ring};
 use crate::engine::sys::socket::unread_bytes;
+use crate::limits::{ACCEPTED_AHEAD_MAX, RECV_UNREAD_MAX};
 use crate::time::Mono;
-
-/// Most chunks that wait for a reader before its receive is paused: a pipelining peer keeps two or
-/// three in flight, and 50 busy sessions of 4 chunks stay below the default of 256 buffers.
-const UNREAD_MAX: u16 = 4;
-
-/// Most connections accepted ahead of the task that takes them.
-const ACCEPTED_MAX: usize = 128;
 
 /// How long a listener waits after it ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -125,7 +120,7 @@ pub(crate) enum Read {
 
 impl Reactor {
     pub(crate) fn new(mut ring: Ring<Owner>, bell: OwnedFd, now: Mono) -> Self {
-        let count = ring.pool().count();
+        let count = ring.buffers();
         let parked = (0..count)
             .map(|_| Parked {
                 lease: None,
@@ -320,9 +315,8 @@ impl Reactor {
             self.wheel.cancel(timer);
         }
         stream.phase = Phase::Closing;
-        let listens = stream.receive.is_some() && !stream.pausing;
         if stream.end.is_none() && !stopped {
-            if unread || (!listens && unread_bytes(&stream.fd) > 0) {
+            if unread || unread_bytes(&stream.fd) > 0 {
                 self.linger(index);
             } else if let Some(receive) = stream.receive {
                 self.ring.cancel(receive);
@@ -352,25 +346,26 @@ impl Reactor {
             .count()
     }
 
+    /// How many connections exist, dropped ones that are not closed yet included.
+    #[cfg(test)]
+    pub(crate) fn streams_open(&self) -> usize {
+        self.streams.len()
+    }
+
     /// A chunk was dropped.
     pub(crate) fn give_back(&mut self, lease: Lease) {
-        self.ring.pool().give_back(lease);
+        self.ring.give_back(lease);
     }
 
     /// Whether a connection waits for a buffer although one is free: then the shard must not sleep.
-    pub(crate) fn is_hungry(&mut self) -> bool {
-        !self.starved.is_empty() && self.free_buffers() > 0
-    }
-
-    fn free_buffers(&mut self) -> u16 {
-        let pool = self.ring.pool();
-        pool.count() - pool.out()
+    pub(crate) fn is_hungry(&self) -> bool {
+        !self.starved.is_empty() && self.ring.buffers_free() > 0
     }
 
     /// Arms as many starved connections as buffers are free, longest wait first. One that has
     /// nothing to receive takes no buffer, so the next turn arms more.
     fn feed_starved(&mut self) {
-        for _ in 0..self.free_buffers() {
+        for _ in 0..self.ring.buffers_free() {
             let Some(index) = self.starved.pop_front() else {
                 return;
             };
@@ -444,12 +439,8 @@ impl Reactor {
             }
             return;
         }
-        let pool = self.ring.pool();
-        let limit = if pool.out() > pool.count() / 2 {
-            1
-        } else {
-            UNREAD_MAX
-        };
+        let scarce = self.ring.buffers_free() < self.ring.buffers() / 2;
+        let limit = if scarce { 1 } else { RECV_UNREAD_MAX };
         if stream.unread > limit && !stream.pausing {
             stream.pausing = true;
             if let Some(receive) = stream.receive {
@@ -667,7 +658,7 @@ impl Reactor {
         if let Some(fd) = completion.accepted {
             listener.told = false;
             listener.accepted.push_back(fd);
-            if listener.accepted.len() == ACCEPTED_MAX
+            if listener.accepted.len() == ACCEPTED_AHEAD_MAX
                 && let Some(accept) = listener.accept
             {
                 self.ring.cancel(accept);

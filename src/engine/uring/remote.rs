@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     remote: SegQueue<Arc<TaskHeader>>,
     sleeping: AtomicBool,
     rung: AtomicBool,
+    closed: AtomicBool,
     bell: EventFd,
 }
 
@@ -34,6 +35,7 @@ impl Shared {
             remote: SegQueue::new(),
             sleeping: AtomicBool::new(false),
             rung: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
@@ -84,7 +86,18 @@ impl Shared {
         self.sleeping.store(false, Ordering::Relaxed);
     }
 
+    /// The shard ended: forgets its tasks. A queued header points back here, so a queue that nobody
+    /// empties would keep itself alive.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        drop(self.ready.with(std::mem::take));
+        while self.remote.pop().is_some() {}
+    }
+
     fn push_ready(&self, task: Arc<TaskHeader>) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
         let mut task = Some(task);
         self.ready.with(|ready| ready.extend(task.take()));
         if let Some(task) = task {

@@ -12,12 +12,10 @@ use slab::Slab;
 
 use super::remote::{Shared, TaskHeader};
 use crate::engine::Class;
+use crate::limits::TASKS_PER_TURN;
 
 /// The index that the main future's header carries instead of a slot.
 pub(crate) const MAIN: u32 = u32::MAX;
-
-/// Most polls in one turn, so that a storm of wakes cannot keep the ring from being looked at.
-const BATCH: usize = 512;
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -52,7 +50,7 @@ impl Tasks {
     pub(crate) fn run(&self, shared: &Shared) -> bool {
         let mut main = false;
         let waiting = shared.ready.with(|ready| ready.len()).unwrap_or(0);
-        for _ in 0..waiting.min(BATCH) {
+        for _ in 0..waiting.min(TASKS_PER_TURN) {
             let Some(header) = shared.ready.with(|ready| ready.pop_front()).flatten() else {
                 break;
             };
