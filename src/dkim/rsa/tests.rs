@@ -44,7 +44,10 @@ fn hash(number: u64) -> [u8; 32] {
     match number {
         0 => [0; 32],
         1 => [0xff; 32],
-        _ => digest(&SHA256, &number.to_be_bytes()).as_ref().try_into().unwrap(),
+        _ => digest(&SHA256, &number.to_be_bytes())
+            .as_ref()
+            .try_into()
+            .unwrap(),
     }
 }
 
@@ -77,7 +80,9 @@ fn lanes_and_aws_lc_agree_on_random_keys() {
     let mut report = Report::default();
     let (mut number, mut in_lanes) = (0, 0);
     for _ in 0..rounds {
-        let keys: Vec<_> = (0..keys_a_round).map(|_| generated(KeySize::Rsa2048)).collect();
+        let keys: Vec<_> = (0..keys_a_round)
+            .map(|_| generated(KeySize::Rsa2048))
+            .collect();
         for batch in 0..batches {
             let size = if batch % 4 == 0 { 1 + batch / 4 % 8 } else { 8 };
             let mut jobs = Vec::new();
@@ -112,7 +117,12 @@ fn lanes_and_aws_lc_agree_on_extreme_limbs() {
     for round in 0..8 {
         // Both ways of using the lanes: halves together (four) and apart (eight).
         for size in [4, 8] {
-            let job = |index: usize| (&keys[(index + round) % keys.len()], hash((round + index) as u64));
+            let job = |index: usize| {
+                (
+                    &keys[(index + round) % keys.len()],
+                    hash((round + index) as u64),
+                )
+            };
             let batch: Vec<_> = (0..size).map(job).collect();
             compare(&mut engine, &batch, &mut report);
         }
@@ -145,7 +155,11 @@ fn odd_keys_are_signed_by_aws_lc() {
     for key in [extreme_key!("exponent_3"), extreme_key!("primes_unequal")] {
         assert!(engine.width(&key).is_none());
         let mut report = Report::default();
-        compare(&mut engine, &[(&key, hash(2)), (&key, hash(3))], &mut report);
+        compare(
+            &mut engine,
+            &[(&key, hash(2)), (&key, hash(3))],
+            &mut report,
+        );
         assert_eq!(report.single_signatures, 2);
         assert_eq!(report.lane_mismatches, 0);
     }
