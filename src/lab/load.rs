@@ -25,6 +25,8 @@ mod reply;
 mod runner;
 mod session;
 
+pub(in crate::lab) use self::runner::percentiles;
+
 /// How the commands of a transaction are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dialogue {

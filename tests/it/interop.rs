@@ -177,15 +177,12 @@ fn smtp_source_sends() {
         let received = sink.next();
         assert_eq!(received.sender, "sender@a.example");
         assert_trace(&received.content);
-        // smtp-source makes its messages itself: their body is lines of X.
+        // smtp-source makes its messages itself: their body is numbered lines of X.
         let text = received.text();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(body.len() > 4_000, "{}", body.len());
-        assert!(
-            body.split("\r\n")
-                .all(|line| line.bytes().all(|byte| byte == b'X')),
-            "{body}"
-        );
+        let good = |byte: u8| byte == b'X' || byte == b' ' || byte.is_ascii_digit();
+        assert!(body.split("\r\n").all(|line| line.bytes().all(good)), "{body}");
     }
     assert!(sink.drain().is_empty(), "more arrived than was sent");
 }
@@ -275,7 +272,7 @@ fn smtp_sink_receives() {
     // smtp-sink writes X- lines and its own Received field in front, and Unix line ends.
     let sent = samples::unix(&message);
     let content = wait_for_file(scratch.path(), |content| {
-        content.windows(11).any(|window| window == b"mta.test.ex") && content.len() > sent.len()
+        content.trim_ascii_end().ends_with(sent.trim_ascii_end())
     });
     let text = String::from_utf8_lossy(&content);
     let start = text
