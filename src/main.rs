@@ -1,3 +1,5 @@
 //! The program: parse the command line, call one verb.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    postrider::cli::main(std::env::args_os())
+}

@@ -357,7 +357,7 @@ fn canonical_domain(text: &str) -> Result<Option<String>, AddressError> {
 
 /// sub-domain *("." sub-domain), RFC 5321 4.1.2; a single label will do. Underscores are taken too,
 /// a deliberate deviation: DNS holds such names, and mail for them has to leave.
-fn check_labels(name: &str) -> Result<(), AddressError> {
+pub(super) fn check_labels(name: &str) -> Result<(), AddressError> {
     if name.len() > limits::DOMAIN_BYTES_MAX {
         return Err(AddressError::DomainTooLong);
     }
@@ -539,3 +539,6 @@ pub fn fuzz_address(octets: &[u8]) {
         assert_eq!(canonical, address);
     }
 }
+
+#[cfg(test)]
+mod tests;

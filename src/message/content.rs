@@ -64,8 +64,8 @@ impl Content {
     }
 
     /// Removes `ranges`, which are ascending, disjoint and inside. What stands before the last one
-    /// moves towards the end; what stands behind it stays where it is. Only a content that is shared
-    /// already is copied.
+    /// moves towards the end; what stands behind it stays where it is. Only a content that is
+    /// shared already is copied.
     pub(super) fn cut(&mut self, ranges: &[Range<usize>]) {
         let Some(last) = ranges.last() else { return };
         assert!(last.end <= self.data.len());

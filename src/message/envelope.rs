@@ -16,7 +16,7 @@
 //! | 12 | 4 | r, octets of all recipients |
 //! | 16 | s | the texts that are present, in the order above: length u16, octets |
 //! | 16+s | 4n | per recipient its offset in the next part |
-//! | 16+s+4n | r | per recipient: notify u8, has-orcpt u8, length u16, address, then the same for orcpt |
+//! | 16+s+4n | r | each: notify u8, has-orcpt u8, address (length u16, octets), orcpt likewise |
 //!
 //! A reader refuses another version: a newer format gets a newer number, and the old spool is
 //! drained by the old program or by a reader of both.
@@ -173,14 +173,16 @@ impl Default for Notify {
 }
 
 /// What MAIL and RCPT said, and what the control fields of the header added. Every text has at most
-/// [`limits::ENVELOPE_TEXT_BYTES_MAX`] octets; there are at most [`limits::RECIPIENTS_MAX`] recipients.
+/// [`limits::ENVELOPE_TEXT_BYTES_MAX`] octets; there are at most [`limits::RECIPIENTS_MAX`]
+/// recipients.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Envelope {
     /// Who gets the bounces; `None` is `<>`.
     pub sender: Option<Address>,
     /// In the order of the RCPT commands.
     pub recipients: Vec<Recipient>,
-    /// The next hop must offer SMTPUTF8 (RFC 6531). `header::check` clears it where nothing needs it.
+    /// The next hop must offer SMTPUTF8 (RFC 6531). `header::check` clears it where nothing needs
+    /// it.
     pub smtputf8: bool,
     /// What MAIL declared about the content.
     pub body: BodyType,
@@ -599,3 +601,25 @@ impl fmt::Display for EnvelopeError {
 }
 
 impl std::error::Error for EnvelopeError {}
+
+/// Checks on any octets that decoding is total, that an envelope has exactly one encoding, and that
+/// the view agrees with the decoder.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_envelope(octets: &[u8]) {
+    if let Ok(view) = EnvelopeView::new(octets) {
+        for index in 0..view.recipient_count().saturating_add(1) {
+            if let Ok(recipient) = view.recipient_ref(index) {
+                assert!(recipient.address.len() <= octets.len());
+            }
+        }
+    }
+    let Ok(envelope) = Envelope::decode(octets) else {
+        return;
+    };
+    let mut again = Vec::new();
+    envelope.encode(&mut again);
+    assert_eq!(again, octets);
+}
+
+#[cfg(test)]
+mod tests;

@@ -162,7 +162,8 @@ impl EnhancedStatus {
         self.class == 5
     }
 
-    /// The same subject and detail as a permanent failure: what a DSN reports for a message given up.
+    /// The same subject and detail as a permanent failure: what a DSN reports for a message given
+    /// up.
     #[must_use]
     pub fn permanent(self) -> Self {
         Self { class: 5, ..self }
