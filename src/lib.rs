@@ -16,6 +16,10 @@
 //! | `service` | thin drivers on the port | `limits message smtp dkim routing spool queue engine time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |
 //! | `lab` | proves the daemon from outside: load generator, sink, ledgers, test DNS, demo | `limits time engine` |
+//! | `settings` | the snapshot into the plain structs of the rooms below | everything below it |
+//! | `shard` | wires one core; owns all state of that core | `config settings service` and below |
+//! | `control` | the control thread: name resolution, admin calls | `admin config routing service` and below |
+//! | `node` | boot order, mailboxes, drain, shutdown | everything below it |
 
 pub mod admin;
 pub mod cli;

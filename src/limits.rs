@@ -98,8 +98,8 @@ const _: () = assert!(SMTP_COMMAND_BYTES_MAX > 512 + 28 + 7 + ENVELOPE_TEXT_BYTE
 /// allows, because banners of real hosts are longer than allowed.
 pub const SMTP_REPLY_LINE_BYTES_MAX: usize = 2048;
 
-/// Most lines of one reply: the longest EHLO in the field has about 30; a reply without an end is an
-/// attack on our patience.
+/// Most lines of one reply: the longest EHLO in the field has about 30; a reply without an end is
+/// an attack on our patience.
 pub const SMTP_REPLY_LINES_MAX: usize = 128;
 
 /// Most octets of the text of one reply: what a peer may make us hold.
@@ -117,12 +117,12 @@ pub const SMTP_CONTENT_RESERVE_MAX: u64 = 256 << 10;
 /// Room for content when the client announced no size, in octets: the common message fits.
 pub const SMTP_CONTENT_RESERVE_DEFAULT: usize = 16 << 10;
 
-/// Most pieces that one `poll_output` of the client yields: below IOV_MAX (1024), so that they go out
-/// in one gathered write, and so that a body of dots does not become a million pieces at once.
+/// Most pieces that one `poll_output` of the client yields: below IOV_MAX (1024), so that they go
+/// out in one gathered write, and so that a body of dots does not become a million pieces at once.
 pub const SMTP_OUTPUT_PIECES_MAX: usize = 512;
 
-/// Largest message sent as BDAT in one segment with MAIL and RCPT, in octets, before any reply: above
-/// it, the bandwidth lost when all recipients are refused weighs more than a round trip.
+/// Largest message sent as BDAT in one segment with MAIL and RCPT, in octets, before any reply:
+/// above it, the bandwidth lost when all recipients are refused weighs more than a round trip.
 pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest ENVID in octets after decoding (RFC 3461 4.4).
@@ -206,7 +206,8 @@ pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
 
 /// Smallest state segment: two groups of settlements.
 pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
-const _: () = assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+const _: () =
+    assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
 
 /// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
 /// writing, so that a message waits for two groups well below 5 ms.
@@ -225,8 +226,9 @@ pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
 /// Free message segments kept ready: one to roll over to, one while the next is being made.
 pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
 
-/// Messages being copied forward at once; they compete with deliveries for the disk.
-pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+/// Messages copied forward in one batch, which becomes one group: many, because small messages are
+/// only dense when they share blocks; few enough that reading them does not flood the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 512;
 
 /// Damage listed one by one at recovery; what exceeds it is counted only.
 pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;

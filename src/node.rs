@@ -23,11 +23,13 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{Shards, Snapshot};
+use crate::dkim::KeyRing;
 use crate::control::{Control, Names};
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
 use crate::engine::Port;
 use crate::limits;
+use crate::settings;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
 use crate::shard::{BootError, Plan, Shard};
@@ -39,6 +41,8 @@ pub enum NodeError {
     DataDirectory(PathBuf, &'static str, io::Error),
     /// Another process uses the data directory.
     Locked(PathBuf),
+    /// A DKIM key cannot be used; the text names the file and the way out.
+    Keys(String),
     /// io_uring is refused; the text says what to change.
     Engine(UringSetupError),
     /// A shard could not boot.
@@ -66,7 +70,7 @@ impl fmt::Display for NodeError {
             Self::Shard(number, error) => write!(f, "shard {number}: {error}"),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
             Self::ShardDied(number) => write!(f, "shard {number} ended before it was ready"),
-            Self::Control(text) => f.write_str(text),
+            Self::Keys(text) | Self::Control(text) => f.write_str(text),
         }
     }
 }
@@ -97,6 +101,7 @@ impl Node {
     /// See [`NodeError`]; nothing is left running then.
     pub fn start(snapshot: Arc<Snapshot>) -> Result<Self, NodeError> {
         let lock = lock_data_directory(&snapshot.node.data_dir)?;
+        let keys = Arc::new(settings::key_ring(&snapshot).map_err(NodeError::Keys)?);
         let cpus = allowed_cpus();
         let shards = match snapshot.node.shards {
             Shards::Auto => NonZeroU16::new(u16::try_from(cpus.len()).unwrap_or(u16::MAX)),
@@ -116,6 +121,7 @@ impl Node {
                 cpu: cpus.get(usize::from(number) % cpus.len().max(1)).copied(),
                 spools,
                 snapshot: Arc::clone(&snapshot),
+                keys: Arc::clone(&keys),
                 ask: names.ask(number),
                 progress: to_node.clone(),
             };
@@ -184,6 +190,7 @@ struct ShardThread {
     cpu: Option<usize>,
     spools: Vec<u16>,
     snapshot: Arc<Snapshot>,
+    keys: Arc<KeyRing>,
     ask: Ask,
     progress: Sender<Progress>,
 }
@@ -210,6 +217,7 @@ impl ShardThread {
             shards: self.shards,
             spools: self.spools.clone(),
             snapshot: Arc::clone(&self.snapshot),
+            keys: Arc::clone(&self.keys),
             mesh,
             ask: Arc::clone(&self.ask),
         };

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::config::{self, Snapshot};
+use crate::dkim::{Identity, KeyRing, NoKey, PrivateKey};
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
 use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
 use crate::service::dispatch::{Pool, Settings, Source};
@@ -124,6 +125,25 @@ fn own(snapshot: &Snapshot) -> Own {
         .filter(|address| !address.is_unspecified())
         .collect();
     Own::new([&*snapshot.node.hostname], &addresses)
+}
+
+/// The DKIM keys, loaded.
+///
+/// # Errors
+/// A key file that cannot be read, is open to others, or holds no usable key; which entry and why.
+pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
+    let mut ring = KeyRing::new(NoKey::SendUnsigned);
+    for entry in &snapshot.dkim {
+        let named = |error: &dyn std::fmt::Display| {
+            let (domain, selector) = (&entry.domain, &entry.selector);
+            format!("[[dkim]] {domain} ({selector}), key {}: {error}", entry.key.display())
+        };
+        let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
+        let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
+            .map_err(|error| named(&error))?;
+        ring.add(&entry.domain, Arc::new(identity)).map_err(|error| named(&error))?;
+    }
+    Ok(ring)
 }
 
 fn sources(snapshot: &Snapshot) -> Vec<Source> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Snapshot;
+use crate::dkim::KeyRing;
 use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal};
 use crate::limits;
@@ -17,6 +18,7 @@ use crate::queue::Queue;
 use crate::service::dispatch::Dispatch;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::{Ask, Resolver};
+use crate::service::signer::SignService;
 use crate::service::smtpd::{self, Sessions};
 use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
 use crate::settings;
@@ -32,6 +34,8 @@ pub struct Plan {
     pub spools: Vec<u16>,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
+    /// The DKIM keys.
+    pub keys: Arc<KeyRing>,
     /// The mailboxes of all shards.
     pub mesh: Mesh,
     /// How to put a question to the DNS.
@@ -110,6 +114,8 @@ impl<P: Port> Shard<P> {
             sockets.push(socket);
         }
         let queue = Queue::new(settings::queue(&plan.snapshot, port.random()));
+        let signer = Rc::new(SignService::new(port.clone(), Arc::clone(&plan.keys)));
+        port.spawn(Class::Sign, Rc::clone(&signer).run());
         let resolver = Resolver::new(port.clone(), Arc::clone(&plan.ask));
         let dispatch = Dispatch::new(
             port.clone(),
@@ -117,6 +123,7 @@ impl<P: Port> Shard<P> {
             spools.clone(),
             Arc::clone(&plan.mesh),
             resolver,
+            Rc::clone(&signer),
             queue,
         );
         let sessions = Rc::default();

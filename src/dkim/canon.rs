@@ -357,3 +357,180 @@ fn relaxed_value(value: &[u8], out: &mut Vec<u8>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Body, BodyHash, BodyHasher, Canon, Sink, header_field, sha256};
+
+    impl Sink for Vec<u8> {
+        fn put(&mut self, bytes: &[u8]) {
+            self.extend_from_slice(bytes);
+        }
+    }
+
+    fn canonical(canon: Canon, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut body = Body::new(canon, Vec::new());
+        for piece in pieces {
+            body.update(piece);
+        }
+        body.finish()
+    }
+
+    /// RFC 6376 3.4.3 and 3.4.4, word by word, line by line.
+    fn by_the_book(canon: Canon, body: &[u8]) -> Vec<u8> {
+        let mut lines = Vec::new();
+        let mut rest = body;
+        while let Some(at) = memchr::memmem::find(rest, b"\r\n") {
+            lines.push(rest[..at].to_vec());
+            rest = &rest[at + 2..];
+        }
+        if !rest.is_empty() {
+            lines.push(rest.to_vec());
+        }
+        if canon == Canon::Relaxed {
+            for line in &mut lines {
+                let mut out: Vec<u8> = Vec::new();
+                for byte in line.iter() {
+                    match byte {
+                        b' ' | b'\t' if out.last() == Some(&b' ') => {}
+                        b' ' | b'\t' => out.push(b' '),
+                        _ => out.push(*byte),
+                    }
+                }
+                if out.last() == Some(&b' ') {
+                    out.pop();
+                }
+                *line = out;
+            }
+        }
+        while lines.last().is_some_and(Vec::is_empty) {
+            lines.pop();
+        }
+        if lines.is_empty() && canon == Canon::Simple {
+            lines.push(Vec::new());
+        }
+        lines
+            .iter()
+            .flat_map(|line| [line, &b"\r\n"[..]].concat())
+            .collect()
+    }
+
+    // RFC 6376 3.4.5, and the empty bodies of 3.4.3 and 3.4.4.
+    #[test]
+    fn rfc_6376_examples() {
+        let body = b" C \r\nD \t E\r\n\r\n\r\n";
+        assert_eq!(canonical(Canon::Relaxed, &[body]), b" C\r\nD E\r\n");
+        assert_eq!(canonical(Canon::Simple, &[body]), b" C \r\nD \t E\r\n");
+        for empty in [&b""[..], b"\r\n", b"\r\n\r\n\r\n"] {
+            assert_eq!(canonical(Canon::Relaxed, &[empty]), b"");
+            assert_eq!(canonical(Canon::Simple, &[empty]), b"\r\n");
+        }
+        assert_eq!(canonical(Canon::Relaxed, &[b"  \t\r\n \r\n"]), b"");
+        assert_eq!(canonical(Canon::Relaxed, &[b"x"]), b"x\r\n");
+        assert_eq!(canonical(Canon::Simple, &[b"x \r\n\r\n"]), b"x \r\n");
+    }
+
+    // RFC 6376 3.4.5, header: both forms.
+    #[test]
+    fn rfc_6376_header_examples() {
+        let fields: [(&[u8], &[u8]); 5] = [
+            (b"A: X\r\n", b"a:X\r\n"),
+            (b"B : Y\t\r\n\tZ  \r\n", b"b:Y Z\r\n"),
+            (b"Subject:\r\n", b"subject:\r\n"),
+            (b"X-a:  \r\n \t b \r\n\tc\r\n", b"x-a:b c\r\n"),
+            (b"8bit: \xc3\xa4  \xff", b"8bit:\xc3\xa4 \xff\r\n"),
+        ];
+        for (field, relaxed) in fields {
+            let colon = field.iter().position(|byte| *byte == b':').unwrap();
+            let mut out = Vec::new();
+            header_field(Canon::Relaxed, field, colon, &mut out);
+            assert_eq!(out, relaxed);
+            out.clear();
+            header_field(Canon::Simple, field, colon, &mut out);
+            assert_eq!(
+                out,
+                [field.strip_suffix(b"\r\n").unwrap_or(field), b"\r\n"].concat()
+            );
+        }
+    }
+
+    /// A small generator, so that a failure repeats.
+    struct Chance(u64);
+
+    impl Chance {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (self.0 >> 33) as usize % bound
+        }
+    }
+
+    // Random bodies of troublesome and of plain bytes, random splits: the same as the book says.
+    #[test]
+    fn random_bodies_match_the_book_however_they_are_cut() {
+        const TROUBLE: [&[u8]; 8] = [
+            b" ",
+            b"\t",
+            b"\r\n",
+            b"\r\n\r\n",
+            b"  ",
+            b"x",
+            b".",
+            b"\xe4\xf6",
+        ];
+        let mut chance = Chance(6376);
+        for round in 0..3000 {
+            let mut body = Vec::new();
+            for _ in 0..chance.below(40) {
+                if chance.below(3) == 0 {
+                    // Plain text, so that spans cross the blocks of the scan.
+                    let len = chance.below(200);
+                    body.extend((0..len).map(|at| if at % 7 == 3 { b' ' } else { b'a' }));
+                } else {
+                    body.extend_from_slice(TROUBLE[chance.below(TROUBLE.len())]);
+                }
+            }
+            let mut pieces = Vec::new();
+            let mut rest = &body[..];
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(1 + chance.below(rest.len().min(90)));
+                pieces.push(piece);
+                rest = after;
+            }
+            for canon in [Canon::Simple, Canon::Relaxed] {
+                let book = by_the_book(canon, &body);
+                assert_eq!(canonical(canon, &[&body]), book, "round {round}, whole");
+                assert_eq!(canonical(canon, &pieces), book, "round {round}, cut");
+                let mut hasher = BodyHasher::new(canon);
+                pieces.iter().for_each(|piece| hasher.update(piece));
+                assert_eq!(hasher.finish().digest, sha256(&book));
+            }
+        }
+    }
+
+    // Bare CR and LF are content; a CR at the very end as well.
+    #[test]
+    fn bare_line_ends_are_content() {
+        for canon in [Canon::Simple, Canon::Relaxed] {
+            assert_eq!(canonical(canon, &[b"a\rb\nc\r"]), b"a\rb\nc\r\r\n");
+            assert_eq!(canonical(canon, &[b"a\r", b"\r\n\r", b"\n"]), b"a\r\r\n");
+            assert_eq!(canonical(canon, &[b"a\r\n\rb"]), b"a\r\n\rb\r\n");
+        }
+    }
+
+    // A long body goes through every path of the gathering buffer.
+    #[test]
+    fn long_bodies_hash_right() {
+        for len in [511, 512, 513, 1024, 70_000] {
+            let body = vec![b'x'; len];
+            let mut book = body.clone();
+            book.extend_from_slice(b"\r\n");
+            assert_eq!(BodyHash::of(Canon::Relaxed, &body).digest, sha256(&book));
+            let mut hasher = BodyHasher::new(Canon::Relaxed);
+            body.chunks(13).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish().digest, sha256(&book));
+        }
+    }
+}

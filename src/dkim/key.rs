@@ -274,3 +274,108 @@ fn pem_block(pem: &[u8]) -> Result<(Label, &[u8]), KeyError> {
     }
     Err(KeyError::NotPem)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Algorithm, KeyError, PrivateKey};
+    use crate::dkim::record::{KeyKind, keygen};
+
+    macro_rules! pem {
+        ($name:literal) => {
+            &include_bytes!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/data/dkim/",
+                $name,
+                ".pem"
+            ))[..]
+        };
+    }
+
+    // PKCS#1 and PKCS#8, with text and other blocks around them.
+    #[test]
+    fn both_wrappings_are_read() {
+        let pkcs1 = PrivateKey::from_pem(pem!("limbs_sparse")).unwrap();
+        assert_eq!(
+            (pkcs1.algorithm(), pkcs1.bits()),
+            (Algorithm::RsaSha256, 2048)
+        );
+        let pkcs8 = keygen(KeyKind::Rsa2048).unwrap().pem;
+        let other = b"notes: x\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let around = [&other[..], &pkcs8, b"more text"].concat();
+        assert_eq!(PrivateKey::from_pem(&around).unwrap().bits(), 2048);
+        let crlf = String::from_utf8(pkcs8.to_vec())
+            .unwrap()
+            .replace('\n', "\r\n");
+        assert_eq!(PrivateKey::from_pem(crlf.as_bytes()).unwrap().bits(), 2048);
+    }
+
+    // A 1024-bit key is refused, and the text says how to rotate.
+    #[test]
+    fn small_keys_are_refused_with_the_way_out() {
+        let refused = PrivateKey::from_pem(pem!("bits_1024")).unwrap_err();
+        assert!(matches!(refused, KeyError::TooSmall { bits: 1024 }));
+        let text = refused.to_string();
+        assert!(
+            text.contains("keygen") && text.contains("selector"),
+            "{text}"
+        );
+    }
+
+    // Each way of being no key has its own error.
+    #[test]
+    fn other_files_are_refused() {
+        let block = |label: &str, body: &str| {
+            let text = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+            PrivateKey::from_pem(text.as_bytes()).unwrap_err()
+        };
+        assert!(matches!(block("CERTIFICATE", "AAAA"), KeyError::NotPem));
+        assert!(matches!(
+            block("ENCRYPTED PRIVATE KEY", "AAAA"),
+            KeyError::Encrypted
+        ));
+        assert!(matches!(
+            block("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\n\nAAAA"),
+            KeyError::Encrypted
+        ));
+        assert!(matches!(
+            block("EC PRIVATE KEY", "AAAA"),
+            KeyError::Unsupported
+        ));
+        assert!(matches!(block("PRIVATE KEY", "AAAA"), KeyError::Malformed));
+        assert!(matches!(block("PRIVATE KEY", "A*AA"), KeyError::Malformed));
+        assert!(matches!(
+            PrivateKey::from_pem(b"").unwrap_err(),
+            KeyError::NotPem
+        ));
+        let cut = &pem!("limbs_full")[..900];
+        assert!(matches!(
+            PrivateKey::from_pem(cut).unwrap_err(),
+            KeyError::Malformed
+        ));
+    }
+
+    // A key whose numbers do not belong together is refused by aws-lc-rs, not signed with.
+    #[test]
+    fn inconsistent_numbers_are_refused() {
+        let text = String::from_utf8(pem!("limbs_sparse").to_vec()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        // One character in the last quarter: inside dq or qinv.
+        let line = lines[lines.len() - 4];
+        let other = if line.as_bytes()[10] == b'A' {
+            "B"
+        } else {
+            "A"
+        };
+        let damaged = text.replace(line, &format!("{}{other}{}", &line[..10], &line[11..]));
+        assert_ne!(damaged, text);
+        let refused = PrivateKey::from_pem(damaged.as_bytes()).unwrap_err();
+        assert!(matches!(refused, KeyError::Rejected(_)), "{refused}");
+    }
+
+    // Nothing of a key is printed.
+    #[test]
+    fn debug_prints_no_secrets() {
+        let key = PrivateKey::from_pem(pem!("limbs_full")).unwrap();
+        assert_eq!(format!("{key:?}"), "PrivateKey(rsa-sha256, 2048 bits)");
+    }
+}

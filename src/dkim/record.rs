@@ -225,3 +225,121 @@ impl PublicRecord {
 pub fn published_key_matches(record: &[u8], key: &PrivateKey) -> Result<(), RecordError> {
     PublicRecord::parse(record)?.matches(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::{
+        KeyKind, PublicRecord, RecordError, base64, keygen, published_key_matches, zone_line,
+    };
+    use crate::dkim::key::{Algorithm, KeyError, PrivateKey};
+
+    // A generated pair is readable, its record matches it and nobody else's.
+    #[test]
+    fn generated_records_match_their_keys() {
+        let mut made = Vec::new();
+        for (kind, bits) in [(KeyKind::Rsa2048, 2048), (KeyKind::Ed25519, 256)] {
+            for _ in 0..2 {
+                let new = keygen(kind).unwrap();
+                let key = PrivateKey::from_pem(&new.pem).unwrap();
+                assert_eq!(key.bits(), bits);
+                assert_eq!(published_key_matches(new.record.as_bytes(), &key), Ok(()));
+                made.push((key, new.record));
+            }
+        }
+        for (index, (key, _)) in made.iter().enumerate() {
+            for (_, record) in made
+                .iter()
+                .enumerate()
+                .filter(|one| one.0 != index)
+                .map(|one| one.1)
+            {
+                assert!(published_key_matches(record.as_bytes(), key).is_err());
+            }
+        }
+    }
+
+    // RFC 6376 text says RSAPublicKey, the world publishes SubjectPublicKeyInfo: both match.
+    #[test]
+    fn both_public_forms_match() {
+        let new = keygen(KeyKind::Rsa2048).unwrap();
+        let key = PrivateKey::from_pem(&new.pem).unwrap();
+        let spki = key.public_key().unwrap();
+        let mut bare = b"v=DKIM1; p=".to_vec();
+        // The SubjectPublicKeyInfo of RSA-2048 has 24 octets before the RSAPublicKey.
+        base64::encode(&spki[24..], &mut bare);
+        assert_eq!(published_key_matches(&bare, &key), Ok(()));
+    }
+
+    // What other publishers write, and what is wrong with it.
+    #[test]
+    fn records_are_judged() {
+        let ed = "p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+        for (text, expected) in [
+            (format!("v=DKIM1; k=ed25519; {ed}"), None),
+            (format!("k=ed25519;{ed};"), None),
+            (
+                format!(" k = ed25519 ; n=note; h=sha1:sha256; s=email; t=s:y; {ed}"),
+                None,
+            ),
+            (format!("v=DKIM2; {ed}"), Some(RecordError::Malformed)),
+            (
+                format!("k=ed25519; v=DKIM1; {ed}"),
+                Some(RecordError::Malformed),
+            ),
+            (format!("v=DKIM1; k=dsa; {ed}"), Some(RecordError::KeyType)),
+            (format!("v=DKIM1; h=sha1; {ed}"), Some(RecordError::Hash)),
+            (
+                format!("v=DKIM1; s=tlsrpt; {ed}"),
+                Some(RecordError::Service),
+            ),
+            (format!("v=DKIM1; {ed}; {ed}"), Some(RecordError::Malformed)),
+            ("v=DKIM1; k=rsa; p=".to_owned(), Some(RecordError::Revoked)),
+            ("v=DKIM1; k=rsa".to_owned(), Some(RecordError::Malformed)),
+            ("v=DKIM1; p=%%".to_owned(), Some(RecordError::Malformed)),
+            ("v=spf1 -all".to_owned(), Some(RecordError::Malformed)),
+        ] {
+            assert_eq!(
+                PublicRecord::parse(text.as_bytes()).err(),
+                expected,
+                "{text}"
+            );
+        }
+        let record = PublicRecord::parse(format!("k=ed25519; t=s:y; {ed}").as_bytes()).unwrap();
+        assert!(record.is_strict() && record.is_testing());
+    }
+
+    // Strings of at most 255 octets that join to the record.
+    #[test]
+    fn zone_lines_are_split() {
+        let record = keygen(KeyKind::Rsa2048).unwrap().record;
+        let line = zone_line("s._domainkey.example.com", &record);
+        let strings: Vec<_> = line.split('"').skip(1).step_by(2).collect();
+        assert!(strings.len() > 1 && strings.iter().all(|text| text.len() <= 255));
+        assert_eq!(strings.concat(), record);
+    }
+
+    // Written with mode 0600, never over another file; a file that others can read is refused.
+    #[test]
+    fn key_files_are_private() {
+        let directory = std::env::temp_dir().join(format!("postrider-key-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("key.pem");
+        let new = keygen(KeyKind::Ed25519).unwrap();
+        new.write(&path).unwrap();
+        assert!(new.write(&path).is_err());
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let (key, _) = PrivateKey::load(&path).unwrap();
+        assert_eq!(key.algorithm(), Algorithm::Ed25519Sha256);
+        for mode in [0o640, 0o604, 0o620, 0o610] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            let refused = PrivateKey::load(&path).unwrap_err();
+            assert!(matches!(refused, KeyError::Permissions { mode: found } if found == mode));
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -261,6 +261,12 @@ impl KeyRing {
         &self.default
     }
 
+    /// Whether nothing would ever be signed or refused.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.no_key == NoKey::SendUnsigned && self.identities().next().is_none()
+    }
+
     /// Every identity once, for checks and reports.
     pub fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
         self.exact
@@ -283,4 +289,141 @@ fn is_name(name: &str) -> bool {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Choice, Identity, KeyRing, NoKey, RingError};
+    use crate::dkim::key::PrivateKey;
+    use crate::dkim::record::{KeyKind, keygen};
+    use crate::limits;
+    use crate::time::Wall;
+
+    fn identity(domain: &str, selector: &str) -> Identity {
+        let pem = keygen(KeyKind::Ed25519).unwrap().pem;
+        let key = Arc::new(PrivateKey::from_pem(&pem).unwrap());
+        Identity::new(domain, selector, key).unwrap()
+    }
+
+    fn names(choice: &Choice) -> Vec<String> {
+        match choice {
+            Choice::Sign(signers) => signers.iter().map(|one| one.record_name()).collect(),
+            Choice::Unsigned => vec!["unsigned".to_owned()],
+            Choice::Reject => vec!["reject".to_owned()],
+        }
+    }
+
+    fn ring(no_key: NoKey, rules: &[(&str, &str, &str)]) -> KeyRing {
+        let mut ring = KeyRing::new(no_key);
+        for (pattern, domain, selector) in rules {
+            ring.add(pattern, Arc::new(identity(domain, selector)))
+                .unwrap();
+        }
+        ring
+    }
+
+    // Exact before the nearest wildcard before the default; a wildcard is not for the domain itself.
+    #[test]
+    fn the_nearest_rule_wins() {
+        let ring = ring(
+            NoKey::SendUnsigned,
+            &[
+                ("a.example.com", "a.example.com", "exact"),
+                ("*.example.com", "example.com", "wild"),
+                ("*.b.example.com", "b.example.com", "near"),
+                ("*", "platform.example", "default"),
+            ],
+        );
+        for (from, record) in [
+            ("A.Example.com", "exact._domainkey.a.example.com"),
+            ("c.example.com", "wild._domainkey.example.com"),
+            ("x.a.example.com", "wild._domainkey.example.com"),
+            ("c.b.example.com", "near._domainkey.b.example.com"),
+            ("b.example.com", "wild._domainkey.example.com"),
+            ("example.com", "default._domainkey.platform.example"),
+            ("other.test", "default._domainkey.platform.example"),
+        ] {
+            assert_eq!(names(&ring.choose(Some(from), Wall(0))), [record], "{from}");
+        }
+        assert_eq!(names(&ring.choose(None, Wall(0))), ["unsigned"]);
+    }
+
+    // Each policy for a domain without a key.
+    #[test]
+    fn no_key_follows_the_policy() {
+        for (policy, result) in [
+            (NoKey::SendUnsigned, "unsigned"),
+            (NoKey::Reject, "reject"),
+            (NoKey::SignAsPlatform, "p._domainkey.platform.example"),
+        ] {
+            let mut ring = ring(policy, &[("own.test", "own.test", "s")]);
+            ring.add_platform(Arc::new(identity("platform.example", "p")))
+                .unwrap();
+            assert_eq!(names(&ring.choose(Some("other.test"), Wall(0))), [result]);
+            assert_eq!(
+                names(&ring.choose(Some("own.test"), Wall(0))),
+                ["s._domainkey.own.test", "p._domainkey.platform.example"]
+            );
+        }
+    }
+
+    // A rotation planned beforehand: old, both, new.
+    #[test]
+    fn periods_rotate_without_a_gap() {
+        let mut ring = KeyRing::new(NoKey::Reject);
+        let old = identity("own.test", "old").with_period(None, Some(Wall(20)));
+        let new = identity("own.test", "new").with_period(Some(Wall(10)), None);
+        ring.add("own.test", Arc::new(old)).unwrap();
+        ring.add("own.test", Arc::new(new)).unwrap();
+        let at = |time| names(&ring.choose(Some("own.test"), Wall(time)));
+        assert_eq!(at(9), ["old._domainkey.own.test"]);
+        assert_eq!(
+            at(10),
+            ["old._domainkey.own.test", "new._domainkey.own.test"]
+        );
+        assert_eq!(at(20), ["new._domainkey.own.test"]);
+    }
+
+    // Names, selectors and agents are judged; the number of signatures is bounded.
+    #[test]
+    fn bad_identities_are_refused() {
+        let key = Arc::clone(identity("own.test", "s").key());
+        for domain in [
+            "",
+            "localhost",
+            "a..b",
+            "-a.test",
+            "a.test-",
+            "a b.test",
+            "a;b.test",
+        ] {
+            let refused = Identity::new(domain, "s", Arc::clone(&key)).unwrap_err();
+            assert_eq!(refused, RingError::Domain(domain.into()));
+        }
+        assert!(Identity::new("own.test", "s 1", Arc::clone(&key)).is_err());
+        assert!(Identity::new("own.test", "2026.a_b", Arc::clone(&key)).is_ok());
+        for (agent, good) in [
+            ("@own.test", true),
+            ("news@Sub.own.test", true),
+            ("news@notown.test", false),
+            ("news@test", false),
+            ("own.test", false),
+            ("a;b@own.test", false),
+            ("a@.own.test", false),
+        ] {
+            let result = Identity::new("own.test", "s", Arc::clone(&key))
+                .unwrap()
+                .with_agent(agent);
+            assert_eq!(result.is_ok(), good, "{agent}");
+        }
+        let mut ring = KeyRing::new(NoKey::Reject);
+        let one = Arc::new(identity("own.test", "s"));
+        for _ in 0..limits::DKIM_SIGNATURES_MAX {
+            ring.add("own.test", Arc::clone(&one)).unwrap();
+        }
+        assert!(ring.add("own.test", Arc::clone(&one)).is_err());
+        assert!(ring.add_platform(one).is_err());
+    }
 }

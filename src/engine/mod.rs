@@ -5,6 +5,7 @@
 
 pub mod mesh;
 pub mod port;
+pub mod sim;
 pub mod sys;
 pub mod uring;
 

@@ -26,7 +26,7 @@ fn sink(scratch: &Scratch, personality: &str) -> Sink {
     );
     let options = SinkOptions {
         // Consecutive addresses: blocks of 4, for at most 3 domains.
-        first_address: Ipv4Addr::from(u32::from(first) & !0xff | u32::from(block) * 4),
+        first_address: Ipv4Addr::from((u32::from(first) & !0xff) + u32::from(block) * 4),
         port: 0,
         domains: 3,
         mix: Mix::parse(&[personality]).unwrap(),

@@ -31,6 +31,7 @@ use crate::service::mesh::{
     Bounce, Failure, Figures, LendError, Mesh, PathFigures, ShardMessage, Target, Transfer,
 };
 use crate::service::resolver::{Known, Question, Resolver};
+use crate::service::signer::{SignError, SignService};
 use crate::service::smtpd::Intake;
 use crate::service::spooler::{Loaded, Spooler};
 use crate::smtp::client::ClientConfig;
@@ -167,6 +168,7 @@ pub struct Dispatch<P: Port> {
     mesh: Mesh,
     overflow: RefCell<HashMap<u16, VecDeque<ShardMessage>>>,
     resolver: Resolver<P>,
+    signer: Rc<SignService<P>>,
     brain: RefCell<Queue<Option<Arc<Held>>>>,
     actions: RefCell<Vec<Action>>,
     paths: RefCell<HashMap<PathId, Rc<Path>>>,
@@ -197,6 +199,7 @@ impl<P: Port> Dispatch<P> {
         spools: Vec<(u16, Spooler<P>)>,
         mesh: Mesh,
         resolver: Resolver<P>,
+        signer: Rc<SignService<P>>,
         queue: Queue<Option<Arc<Held>>>,
     ) -> Rc<Self> {
         assert!(!spools.is_empty(), "a shard without a spool");
@@ -209,6 +212,7 @@ impl<P: Port> Dispatch<P> {
             mesh,
             overflow: RefCell::default(),
             resolver,
+            signer,
             brain: RefCell::new(queue),
             actions: RefCell::default(),
             paths: RefCell::default(),
@@ -814,7 +818,13 @@ impl<P: Port> Dispatch<P> {
             None => self.borrow_message(id).await,
         };
         match held {
-            Ok(held) => Some(Work { held, recipients }),
+            Ok(held) => match self.signer.sign(&held).await {
+                Ok(()) => Some(Work { held, recipients }),
+                Err(error) => {
+                    self.not_tried(entry, Cause::new(CauseKind::Local, unsigned(error)));
+                    None
+                }
+            },
             Err(LendError::Unreadable) => {
                 let cause = Cause::new(CauseKind::Local, "the spool could not be read");
                 self.not_tried(entry, cause);
@@ -1091,6 +1101,15 @@ impl<P: Port> Dispatch<P> {
             self.apply(if stop { Event::Suspend { path } } else { Event::Resume { path } });
         }
         u64::try_from(chosen.len()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Why a message cannot be signed now, for the operator.
+fn unsigned(error: SignError) -> &'static str {
+    match error {
+        SignError::Busy => "4.3.1 too many messages wait for their DKIM signature",
+        SignError::Failed => "4.3.0 the DKIM private key operation failed",
+        SignError::NoKey => "4.7.0 no DKIM key for the From domain",
     }
 }
 

@@ -5,5 +5,6 @@ pub mod dispatch;
 pub mod held;
 pub mod mesh;
 pub mod resolver;
+pub mod signer;
 pub mod smtpd;
 pub mod spooler;

@@ -76,7 +76,11 @@ impl fmt::Display for SpoolError {
         match self {
             Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Newer(path, version) => {
-                write!(f, "{}: written by a newer version (format {version})", path.display())
+                write!(
+                    f,
+                    "{}: written by a newer version (format {version})",
+                    path.display()
+                )
             }
             Self::ForeignShard(path, shard) => {
                 write!(f, "{}: belongs to shard {shard}", path.display())
@@ -167,7 +171,9 @@ enum Waiter {
     Waiting(Option<Waker>),
     Done(Result<Stored, AppendError>),
     /// Nobody waits any more: if it is stored all the same, it is dropped again.
-    Abandoned { recipients: u32 },
+    Abandoned {
+        recipients: u32,
+    },
 }
 
 impl Waiters {
@@ -223,7 +229,9 @@ impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut waiters = self.waiters.borrow_mut();
         if matches!(waiters.list[self.at], Waiter::Waiting(_)) {
-            waiters.list[self.at] = Waiter::Abandoned { recipients: self.recipients };
+            waiters.list[self.at] = Waiter::Abandoned {
+                recipients: self.recipients,
+            };
         } else {
             waiters.leave(self.at);
         }
@@ -260,7 +268,14 @@ impl<P: Port> Spooler<P> {
         }
         let driver = spooler.clone();
         port.spawn(Class::Spool, async move { driver.run().await });
-        Ok((spooler, Recovered { queued_messages, report: opened.report, cursor }))
+        Ok((
+            spooler,
+            Recovered {
+                queued_messages,
+                report: opened.report,
+                cursor,
+            },
+        ))
     }
 
     /// The id for the next message; never given twice, also across restarts.
@@ -285,18 +300,20 @@ impl<P: Port> Spooler<P> {
     ) -> Result<Stored, AppendError> {
         let waiters = &self.0.waiters;
         let at = waiters.borrow_mut().enter();
-        let taken = self.0.core.borrow_mut().append(
-            at as u64,
-            id,
-            envelope,
-            content.bytes(),
-            received_at,
-        );
+        let taken =
+            self.0
+                .core
+                .borrow_mut()
+                .append(at as u64, id, envelope, content.bytes(), received_at);
         if let Err(error) = taken {
             waiters.borrow_mut().leave(at);
             return Err(error);
         }
-        let _seat = Seat { waiters, at, recipients: envelope.recipients.len() as u32 };
+        let _seat = Seat {
+            waiters,
+            at,
+            recipients: envelope.recipients.len() as u32,
+        };
         self.0.wake.raise();
         poll_fn(|context| waiters.borrow_mut().poll(at, context)).await
     }
@@ -312,7 +329,10 @@ impl<P: Port> Spooler<P> {
 
     /// Adds a callback for settlements that became durable. Repeated settlements are not told.
     pub fn on_settled(&self, callback: impl Fn(&Settlement) + 'static) {
-        self.0.callbacks.borrow_mut().push(Rc::new(Box::new(callback)));
+        self.0
+            .callbacks
+            .borrow_mut()
+            .push(Rc::new(Box::new(callback)));
     }
 
     /// Reads a message: prefetched, verified, then handed out.
@@ -347,7 +367,9 @@ impl<P: Port> Spooler<P> {
             }
             let waiting = self.0.core.borrow().waiting_at(segment, cursor.next);
             cursor.next += 1;
-            let Some((id, extent, pending)) = waiting else { continue };
+            let Some((id, extent, pending)) = waiting else {
+                continue;
+            };
             match self.0.head(id, &extent).await {
                 Ok((record, envelope)) => out.push(Loaded {
                     queued: Queued {
@@ -380,7 +402,8 @@ impl<P: Port> Spooler<P> {
         self.0.core.borrow_mut().close(port.now());
         self.0.wake.raise();
         while !self.0.core.borrow().is_closed() && port.now() < deadline {
-            port.sleep_until(port.now().after(Duration::from_millis(2))).await;
+            port.sleep_until(port.now().after(Duration::from_millis(2)))
+                .await;
         }
         self.0.stopped.set(true);
         self.0.wake.raise();
@@ -446,7 +469,11 @@ impl<P: Port> Spooler<P> {
                     if let (Some(recipients), Ok(stored)) = (unwanted, result) {
                         let kind = SettlementKind::Dropped;
                         for recipient in 0..recipients {
-                            let dropped = Settlement { id: stored.id(), recipient, kind };
+                            let dropped = Settlement {
+                                id: stored.id(),
+                                recipient,
+                                kind,
+                            };
                             self.0.core.borrow_mut().settle(dropped, now);
                         }
                         self.0.wake.raise();
@@ -466,9 +493,17 @@ impl<P: Port> Spooler<P> {
 
     fn perform(&self, action: Action) {
         match action {
-            Action::Write { ticket, log, segment, offset, block } => {
+            Action::Write {
+                ticket,
+                log,
+                segment,
+                offset,
+                block,
+            } => {
                 let file = self.0.files.borrow().get(&(log, segment)).cloned();
-                let Some(file) = file else { unreachable!("segments have files") };
+                let Some(file) = file else {
+                    unreachable!("segments have files")
+                };
                 let driver = self.clone();
                 self.0.port.spawn(Class::Spool, async move {
                     let (block, result) = driver.0.port.write_durable(&file, offset, block).await;
@@ -477,11 +512,20 @@ impl<P: Port> Spooler<P> {
                         tracing::error!(?log, segment, offset, %error, "a durable write failed");
                     }
                     let now = driver.0.port.now();
-                    driver.0.core.borrow_mut().written(ticket, block, outcome, now);
+                    driver
+                        .0
+                        .core
+                        .borrow_mut()
+                        .written(ticket, block, outcome, now);
                     driver.0.wake.raise();
                 });
             }
-            Action::Create { log, segment, len, prewrite } => {
+            Action::Create {
+                log,
+                segment,
+                len,
+                prewrite,
+            } => {
                 let driver = self.clone();
                 self.0.port.spawn(Class::Spool, async move {
                     let result = driver.0.create(log, segment, len, prewrite).await;
@@ -489,7 +533,11 @@ impl<P: Port> Spooler<P> {
                         tracing::error!(?log, segment, %error, "a segment could not be made");
                     }
                     let now = driver.0.port.now();
-                    driver.0.core.borrow_mut().created(log, segment, outcome(&result), now);
+                    driver
+                        .0
+                        .core
+                        .borrow_mut()
+                        .created(log, segment, outcome(&result), now);
                     driver.0.wake.raise();
                 });
             }
@@ -499,11 +547,16 @@ impl<P: Port> Spooler<P> {
             }
             Action::Remove { log, segment } => {
                 let result = self.0.remove(log, segment);
-                self.0.core.borrow_mut().removed(log, segment, outcome(&result));
+                self.0
+                    .core
+                    .borrow_mut()
+                    .removed(log, segment, outcome(&result));
             }
             Action::Copy { id, from } => {
                 let driver = self.clone();
-                self.0.port.spawn(Class::Spool, async move { driver.copy(id, from).await });
+                self.0
+                    .port
+                    .spawn(Class::Spool, async move { driver.copy(id, from).await });
             }
         }
     }
@@ -523,7 +576,11 @@ impl<P: Port> Spooler<P> {
         let mut core = self.0.core.borrow_mut();
         match &read {
             Ok(record) => {
-                let read = (record.envelope(), record.content.clone(), record.fixed.received_at);
+                let read = (
+                    record.envelope(),
+                    record.content.clone(),
+                    record.fixed.received_at,
+                );
                 core.copied(id, from, Ok(read), now);
             }
             Err(error) => core.copied(id, from, Err(*error), now),
@@ -542,7 +599,10 @@ fn outcome(result: &io::Result<()>) -> Outcome {
 }
 
 fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// A verified record, still in the map.
@@ -561,7 +621,11 @@ impl<M: Map> Record<M> {
     fn message(&self) -> Result<StoredMessage, ReadError> {
         let envelope = Envelope::decode(self.envelope()).map_err(|_| ReadError::Damaged)?;
         let received_at = self.fixed.received_at;
-        Ok(StoredMessage { envelope, content: self.content.clone(), received_at })
+        Ok(StoredMessage {
+            envelope,
+            content: self.content.clone(),
+            received_at,
+        })
     }
 }
 
@@ -596,7 +660,10 @@ impl<P: Port> Inner<P> {
         let mut maps = self.maps.borrow_mut();
         let mut core = self.core.borrow_mut();
         self.releasing.borrow_mut().retain(|segment| {
-            if maps.get(segment).is_some_and(|map| Arc::strong_count(map) > 1) {
+            if maps
+                .get(segment)
+                .is_some_and(|map| Arc::strong_count(map) > 1)
+            {
                 return true;
             }
             maps.remove(segment);
@@ -656,7 +723,10 @@ impl<P: Port> Inner<P> {
         if range.start > end {
             return Err(ReadError::Damaged);
         }
-        self.port.prefetch(&map, range.start..end).await.map_err(|_| ReadError::Io)?;
+        self.port
+            .prefetch(&map, range.start..end)
+            .await
+            .map_err(|_| ReadError::Io)?;
         Ok((map, range.start..end))
     }
 
@@ -672,7 +742,11 @@ impl<P: Port> Inner<P> {
         let decoded = MessageRecord::decode(&map.bytes()[range], extent.generation);
         let (record, envelope) = decoded.ok_or(ReadError::Damaged)?;
         let envelope = Envelope::decode(envelope).map_err(|_| ReadError::Damaged)?;
-        if record.id != id { Err(ReadError::Damaged) } else { Ok((record, envelope)) }
+        if record.id != id {
+            Err(ReadError::Damaged)
+        } else {
+            Ok((record, envelope))
+        }
     }
 
     /// The record of a message, verified.
@@ -697,15 +771,26 @@ impl<P: Port> Inner<P> {
         let mut at = content.start;
         while at < content.end {
             let end = content.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-            self.port.prefetch(&map, at..end).await.map_err(|_| ReadError::Io)?;
+            self.port
+                .prefetch(&map, at..end)
+                .await
+                .map_err(|_| ReadError::Io)?;
             sum.update(&map.bytes()[at..end]);
             at = end;
         }
         if sum.finish() != fixed.content_sum {
             return Err(ReadError::Damaged);
         }
-        let slice = Slice { map: Arc::clone(&map), range: content };
-        Ok(Record { map, envelope, content: Bytes::from_owner(slice), fixed })
+        let slice = Slice {
+            map: Arc::clone(&map),
+            range: content,
+        };
+        Ok(Record {
+            map,
+            envelope,
+            content: Bytes::from_owner(slice),
+            fixed,
+        })
     }
 
     /// Writes the bytes of a message as they are to `quarantine-ID-LEN.raw`: the record with its
@@ -717,7 +802,9 @@ impl<P: Port> Inner<P> {
             head_start..head_start + extent.head_len as usize,
             extent.content as usize..extent.content as usize + extent.location.len as usize,
         ];
-        let path = self.directory.join(format!("quarantine-{id}-{}.raw", extent.location.len));
+        let path = self
+            .directory
+            .join(format!("quarantine-{id}-{}.raw", extent.location.len));
         let file = match self.port.open(&path, OpenMode::Create) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             other => other?,
@@ -768,11 +855,15 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
     for file in &listed {
         announce(port, config, file, &mut recovery).await?;
     }
-    let files: HashMap<(Log, u32), P::File> =
-        listed.into_iter().map(|f| ((f.log, f.number), f.file)).collect();
+    let files: HashMap<(Log, u32), P::File> = listed
+        .into_iter()
+        .map(|f| ((f.log, f.number), f.file))
+        .collect();
     for log in [Log::State, Log::Message] {
         for (number, stamp) in recovery.order(log) {
-            let Some(file) = files.get(&(log, number)) else { continue };
+            let Some(file) = files.get(&(log, number)) else {
+                continue;
+            };
             let map = match port.file_len(file) {
                 Ok(len) if len > 0 => port.map(file).map_err(failed)?,
                 _ => continue,
@@ -784,11 +875,19 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
         }
     }
     for check in recovery.checks() {
-        let Some(file) = files.get(&(Log::Message, check.segment)) else { continue };
+        let Some(file) = files.get(&(Log::Message, check.segment)) else {
+            continue;
+        };
         let map = port.map(file).map_err(failed)?;
-        let head = port.prefetch(&map, check.head.start..check.head.end.min(map.bytes().len()));
+        let head = port.prefetch(
+            &map,
+            check.head.start..check.head.end.min(map.bytes().len()),
+        );
         let whole = head.await.is_ok()
-            && port.prefetch(&map, check.content.start..check.content.end).await.is_ok();
+            && port
+                .prefetch(&map, check.content.start..check.content.end)
+                .await
+                .is_ok();
         if whole {
             recovery.check(&check, map.bytes());
         } else {
@@ -796,19 +895,33 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
         }
     }
     let (core, report) = recovery.finish(free, port.now());
-    Ok(Opened { core, report, files })
+    Ok(Opened {
+        core,
+        report,
+        files,
+    })
 }
 
 fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, SpoolError> {
     let directory = &config.directory;
-    let names = port.list(directory).map_err(|e| SpoolError::Io(directory.clone(), e))?;
+    let names = port
+        .list(directory)
+        .map_err(|e| SpoolError::Io(directory.clone(), e))?;
     let mut listed = Vec::new();
     for (log, number) in names.iter().filter_map(|name| Log::parse_file_name(name)) {
         let path = directory.join(log.file_name(number));
         let file = port.open(&path, OpenMode::Existing);
         let file = file.map_err(|error| SpoolError::Io(path.clone(), error))?;
-        let len = port.file_len(&file).map_err(|error| SpoolError::Io(path.clone(), error))?;
-        listed.push(Listed { log, number, path, file, len });
+        let len = port
+            .file_len(&file)
+            .map_err(|error| SpoolError::Io(path.clone(), error))?;
+        listed.push(Listed {
+            log,
+            number,
+            path,
+            file,
+            len,
+        });
     }
     listed.sort_by_key(|file| (file.log, file.number));
     Ok(listed)
@@ -837,13 +950,16 @@ async fn announce<P: Port>(
     recovery: &mut Recovery,
 ) -> Result<(), SpoolError> {
     let (log, number, len) = (file.log, file.number, file.len);
-    let start = 2 * BLOCK_BYTES;
-    if len < start as u64 {
+    if len == 0 {
+        // A crash left it when it was being made.
         recovery.elected(log, number, None, true, len);
         return Ok(());
     }
-    let map = port.map(&file.file).map_err(|e| SpoolError::Io(file.path.clone(), e))?;
+    let map = port
+        .map(&file.file)
+        .map_err(|e| SpoolError::Io(file.path.clone(), e))?;
     let bytes = map.bytes();
+    let start = bytes.len().min(2 * BLOCK_BYTES);
     let readable = port.prefetch(&map, 0..start).await.is_ok();
     let header = if readable { &bytes[..start] } else { &[] };
     match SegmentHeader::decode(header) {
@@ -863,9 +979,9 @@ async fn announce<P: Port>(
         let end = bytes.len().min(at + BLOCK_BYTES);
         if port.prefetch(&map, at..end).await.is_ok() {
             let found = elect_stamp(&bytes[at..end]);
-            let newer = found.filter(|f| stamp.is_none_or(|s: crate::spool::format::Stamp| {
-                s.generation < f.generation
-            }));
+            let newer = found.filter(|f| {
+                stamp.is_none_or(|s: crate::spool::format::Stamp| s.generation < f.generation)
+            });
             stamp = newer.or(stamp);
         }
         at = end;
@@ -887,7 +1003,9 @@ async fn scan<P: Port>(
     loop {
         match scan.step(bytes) {
             Step::Need(range) => {
-                let end = bytes.len().min(range.end.max(range.start + SCAN_WINDOW_BYTES));
+                let end = bytes
+                    .len()
+                    .min(range.end.max(range.start + SCAN_WINDOW_BYTES));
                 let window = range.start..end;
                 if port.prefetch(map, window.clone()).await.is_ok() {
                     scan.grant(window);

@@ -1,4 +1,5 @@
-//! data - dot transparency (RFC 5321 4.5.2) and the line-end rule (RFC 5321 2.3.8), at memory speed.
+//! data - dot transparency (RFC 5321 4.5.2) and the line-end rule (RFC 5321 2.3.8), at memory
+//! speed.
 //!
 //! What: [`LineRule`] watches content for what may not be in it: a CR without LF, a LF without CR,
 //! a NUL. [`Unstuffer`] finds the end of DATA and takes the stuffed dots away. [`Stuffer`] adds
@@ -230,7 +231,8 @@ impl Iterator for Stuffer {
         while self.current.is_empty() {
             let Some(piece) = self.pieces.next() else {
                 self.finished = true;
-                // RFC 5321 4.1.1.4: the end is CRLF "." CRLF; content without a final CRLF gets one.
+                // RFC 5321 4.1.1.4: the end is CRLF "." CRLF; content without a final CRLF gets
+                // one.
                 let closed = self.last == *b"\r\n";
                 return Some(Bytes::from_static(if closed {
                     b".\r\n"

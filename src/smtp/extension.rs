@@ -1,7 +1,7 @@
 //! extension - the service extensions of EHLO, and the xtext of RFC 3461.
 //!
-//! What: `Capabilities` is what a peer offered in its reply to EHLO; `xtext` encodes and decodes the
-//! values of ENVID and ORCPT.
+//! What: `Capabilities` is what a peer offered in its reply to EHLO; `xtext` encodes and decodes
+//! the values of ENVID and ORCPT.
 //! Example: the lines `SIZE 10485760` and `LIMITS RCPTMAX=100` give `size: Some(10485760)` and
 //! `recipients_max: Some(100)`.
 //! Standards: RFC 5321 4.1.1.1, 1870, 2920, 3030, 3461 4, 6152, 6531, 9422.

@@ -10,6 +10,7 @@
 //! | `reply` | replies: encoding, incremental bounded parsing, their text in outcomes |
 //! | `extension` | the keywords of EHLO, offered and understood; xtext |
 //! | `data` | dot transparency and the line-end rule, at memory speed |
+//! | `fuzz` | entry points for fuzzers, one per promise |
 //! | `server` | the server end of one session |
 //! | `client` | the client end of one connection, with several transactions in flight |
 //!
@@ -19,6 +20,7 @@ pub mod client;
 pub mod command;
 pub mod data;
 pub mod extension;
+pub mod fuzz;
 pub mod reply;
 pub mod server;
 

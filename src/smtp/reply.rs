@@ -93,7 +93,7 @@ impl ReplyRef<'_> {
     /// (RFC 2034 4), otherwise `class.0.0`.
     #[must_use]
     pub fn status(&self) -> EnhancedStatus {
-        self.given_status().unwrap_or(match self.class() {
+        self.given_status().unwrap_or_else(|| match self.class() {
             4 => EnhancedStatus::TEMPORARY,
             5 => EnhancedStatus::PERMANENT,
             _ => EnhancedStatus::OK,

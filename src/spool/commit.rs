@@ -50,6 +50,16 @@ impl Pending {
     }
 }
 
+/// A message in a roster: its sequence, and how many recipients it has, as far as 12 bits tell.
+pub(super) fn roster_entry(sequence: u64, recipients: u32) -> u64 {
+    (u64::from(recipients.min(4095)) << 52) | (sequence & ((1 << 52) - 1))
+}
+
+/// Sequence and number of recipients of a message in a roster.
+pub(super) fn roster_parts(entry: u64) -> (u64, u32) {
+    (entry & ((1 << 52) - 1), (entry >> 52) as u32)
+}
+
 /// What the log remembers of its latest group, for the roster of the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LastGroup {
@@ -62,7 +72,11 @@ pub(super) struct LastGroup {
 
 impl LastGroup {
     pub(super) fn bytes(&self) -> usize {
-        if self.ids.is_empty() { 0 } else { ROSTER_PREFIX_BYTES + self.ids.len() * 8 }
+        if self.ids.is_empty() {
+            0
+        } else {
+            ROSTER_PREFIX_BYTES + self.ids.len() * 8
+        }
     }
 
     fn encode(&self, out: &mut [u8]) {
@@ -83,7 +97,9 @@ impl LastGroup {
         if count == 0 {
             return None;
         }
-        let end = (count as usize).checked_mul(8)?.checked_add(ROSTER_PREFIX_BYTES)?;
+        let end = (count as usize)
+            .checked_mul(8)?
+            .checked_add(ROSTER_PREFIX_BYTES)?;
         let bytes = bytes.get(..end)?;
         let (ids, _) = bytes[ROSTER_PREFIX_BYTES..].as_chunks::<8>();
         Some(Self {
@@ -103,6 +119,7 @@ pub(super) struct Frame {
     pub(super) sequence: u64,
     pub(super) offset: u32,
     pub(super) proven: u64,
+    pub(super) state_proven: u64,
     pub(super) next_sequence: u64,
 }
 
@@ -158,7 +175,13 @@ pub(super) fn lay_out_mail(
     }
     body[content_at..].fill(0);
     let total_len = (head_len + body.len()) as u32;
-    let header = header_of(frame, head_len as u32, total_len, messages.len(), last.ids.len());
+    let header = header_of(
+        frame,
+        head_len as u32,
+        total_len,
+        messages.len(),
+        last.ids.len(),
+    );
     header.seal(head);
 }
 
@@ -178,7 +201,13 @@ pub(super) fn slot_of(record: &MessageRecord, at: u32) -> Slot {
     }
 }
 
-fn header_of(frame: &Frame, head_len: u32, total_len: u32, records: usize, roster: usize) -> GroupHeader {
+fn header_of(
+    frame: &Frame,
+    head_len: u32,
+    total_len: u32,
+    records: usize,
+    roster: usize,
+) -> GroupHeader {
     GroupHeader {
         stamp: frame.stamp,
         sequence: frame.sequence,
@@ -188,6 +217,7 @@ fn header_of(frame: &Frame, head_len: u32, total_len: u32, records: usize, roste
         records: records as u32,
         roster: roster as u32,
         proven: frame.proven,
+        state_proven: frame.state_proven,
         next_sequence: frame.next_sequence,
     }
 }
@@ -225,8 +255,10 @@ impl BlockPool {
         if len > limits::SPOOL_GROUP_BYTES_MAX {
             return Block::zeroed(len);
         }
-        let mut block =
-            self.blocks.pop().unwrap_or_else(|| Block::zeroed(limits::SPOOL_GROUP_BYTES_MAX));
+        let mut block = self
+            .blocks
+            .pop()
+            .unwrap_or_else(|| Block::zeroed(limits::SPOOL_GROUP_BYTES_MAX));
         block.set_len(len);
         block
     }

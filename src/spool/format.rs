@@ -142,6 +142,8 @@ pub struct SegmentHeader {
     pub stamp: Stamp,
     /// Bytes of the file.
     pub len: u64,
+    /// Whether the file was made for one large message.
+    pub large: bool,
     /// A lower bound of message sequences that were not handed out when this was written.
     pub next_sequence: u64,
 }
@@ -167,6 +169,7 @@ impl SegmentHeader {
         bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
         bytes[10..12].copy_from_slice(&self.log.code().to_le_bytes());
         bytes[12..14].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[14] = u8::from(self.large);
         bytes[16..20].copy_from_slice(&self.number.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.stamp.generation.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.stamp.salt.to_le_bytes());
@@ -206,7 +209,8 @@ impl SegmentHeader {
     fn decode_fields(bytes: &[u8]) -> Option<HeaderRead> {
         let bytes = bytes.get(..SEGMENT_HEADER_USED)?;
         if u64_at(bytes, 0)? != SEGMENT_MAGIC
-            || u64_at(bytes, SEGMENT_HEADER_USED - 8)? != checksum(&bytes[..SEGMENT_HEADER_USED - 8])
+            || u64_at(bytes, SEGMENT_HEADER_USED - 8)?
+                != checksum(&bytes[..SEGMENT_HEADER_USED - 8])
         {
             return None;
         }
@@ -223,8 +227,12 @@ impl SegmentHeader {
             log,
             shard: u16_at(bytes, 12)?,
             number: u32_at(bytes, 16)?,
-            stamp: Stamp { generation: u64_at(bytes, 24)?, salt: u64_at(bytes, 32)? },
+            stamp: Stamp {
+                generation: u64_at(bytes, 24)?,
+                salt: u64_at(bytes, 32)?,
+            },
             len: u64_at(bytes, 40)?,
+            large: bytes[14] == 1,
             next_sequence: u64_at(bytes, 48)?,
         }))
     }
@@ -251,6 +259,8 @@ pub struct GroupHeader {
     /// Every group of the message log with a lower sequence was complete when this was written: if
     /// one of those is not whole now, that is damage, not a torn write.
     pub proven: u64,
+    /// The same for the state log.
+    pub state_proven: u64,
     /// A lower bound of message sequences that were not handed out when this was written.
     pub next_sequence: u64,
 }
@@ -261,7 +271,11 @@ impl GroupHeader {
     /// # Panics
     /// When `head` is not `head_len` bytes: a bug.
     pub fn seal(&self, head: &mut [u8]) {
-        assert_eq!(head.len(), self.head_len as usize, "the head is what the header says");
+        assert_eq!(
+            head.len(),
+            self.head_len as usize,
+            "the head is what the header says"
+        );
         head[0..8].copy_from_slice(&GROUP_MAGIC.to_le_bytes());
         head[8..16].copy_from_slice(&self.stamp.generation.to_le_bytes());
         head[16..24].copy_from_slice(&self.stamp.salt.to_le_bytes());
@@ -273,7 +287,8 @@ impl GroupHeader {
         head[48..56].copy_from_slice(&self.proven.to_le_bytes());
         head[56..64].copy_from_slice(&self.next_sequence.to_le_bytes());
         head[64..68].copy_from_slice(&self.roster.to_le_bytes());
-        head[68..80].fill(0);
+        head[68..72].fill(0);
+        head[72..80].copy_from_slice(&self.state_proven.to_le_bytes());
         let body_sum = checksum(&head[GROUP_HEADER_BYTES..]);
         head[80..88].copy_from_slice(&body_sum.to_le_bytes());
         let sum = checksum(&head[..88]);
@@ -284,19 +299,21 @@ impl GroupHeader {
     /// rest of the head must have.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<(Self, u64)> {
-        if u64_at(bytes, 0)? != GROUP_MAGIC
-            || u64_at(bytes, 88)? != checksum(bytes.get(..88)?)
-        {
+        if u64_at(bytes, 0)? != GROUP_MAGIC || u64_at(bytes, 88)? != checksum(bytes.get(..88)?) {
             return None;
         }
         let header = Self {
-            stamp: Stamp { generation: u64_at(bytes, 8)?, salt: u64_at(bytes, 16)? },
+            stamp: Stamp {
+                generation: u64_at(bytes, 8)?,
+                salt: u64_at(bytes, 16)?,
+            },
             sequence: u64_at(bytes, 24)?,
             offset: u32_at(bytes, 32)?,
             head_len: u32_at(bytes, 36)?,
             total_len: u32_at(bytes, 40)?,
             records: u32_at(bytes, 44)?,
             proven: u64_at(bytes, 48)?,
+            state_proven: u64_at(bytes, 72)?,
             next_sequence: u64_at(bytes, 56)?,
             roster: u32_at(bytes, 64)?,
         };
@@ -311,7 +328,9 @@ impl GroupHeader {
     #[must_use]
     pub fn head_is_whole(&self, body_sum: u64, head: &[u8]) -> bool {
         head.len() == self.head_len as usize
-            && head.get(GROUP_HEADER_BYTES..).is_some_and(|body| checksum(body) == body_sum)
+            && head
+                .get(GROUP_HEADER_BYTES..)
+                .is_some_and(|body| checksum(body) == body_sum)
     }
 }
 
@@ -427,11 +446,22 @@ pub enum StateRecord {
     /// A message with this id was in the group of the message log with this sequence: written when
     /// no later group of the message log will carry it in its roster.
     Roster {
-        /// Sequence of the message.
-        sequence: u64,
+        /// The message: its sequence, and in the top 12 bits how many recipients it has (at most
+        /// 4095 is told).
+        entry: u64,
         /// Sequence of the group.
         group: u64,
         /// The life of the segment that holds the group.
+        generation: u64,
+        /// That segment.
+        segment: u32,
+    },
+    /// A group of the message log is not whole, and that is known: its write failed, a crash tore
+    /// it, or its damage was reported. Recovery says nothing about it any more.
+    Void {
+        /// Sequence of the group.
+        group: u64,
+        /// The life of the segment that holds it.
         generation: u64,
         /// That segment.
         segment: u32,
@@ -443,7 +473,12 @@ impl StateRecord {
     pub fn encode(&self, out: &mut [u8; STATE_RECORD_BYTES]) {
         out.fill(0);
         match *self {
-            Self::Settled { sequence, first, count, kind } => {
+            Self::Settled {
+                sequence,
+                first,
+                count,
+                kind,
+            } => {
                 out[0] = 1;
                 let (code, attempts, next) = kind_code(kind);
                 out[1] = code;
@@ -459,10 +494,25 @@ impl StateRecord {
                 out[16..20].copy_from_slice(&count.to_le_bytes());
             }
             Self::Clean => out[0] = 3,
-            Self::Roster { sequence, group, generation, segment } => {
+            Self::Roster {
+                entry,
+                group,
+                generation,
+                segment,
+            } => {
                 out[0] = 4;
                 out[4..8].copy_from_slice(&segment.to_le_bytes());
-                out[8..16].copy_from_slice(&sequence.to_le_bytes());
+                out[8..16].copy_from_slice(&entry.to_le_bytes());
+                out[16..24].copy_from_slice(&generation.to_le_bytes());
+                out[24..32].copy_from_slice(&group.to_le_bytes());
+            }
+            Self::Void {
+                group,
+                generation,
+                segment,
+            } => {
+                out[0] = 5;
+                out[4..8].copy_from_slice(&segment.to_le_bytes());
                 out[16..24].copy_from_slice(&generation.to_le_bytes());
                 out[24..32].copy_from_slice(&group.to_le_bytes());
             }
@@ -479,10 +529,18 @@ impl StateRecord {
                 count: u32_at(bytes, 16)?,
                 kind: kind_of(bytes[1], u16_at(bytes, 2)?, u64_at(bytes, 24)?)?,
             }),
-            2 => Some(Self::Dead { first: u64_at(bytes, 8)?, count: u32_at(bytes, 16)? }),
+            2 => Some(Self::Dead {
+                first: u64_at(bytes, 8)?,
+                count: u32_at(bytes, 16)?,
+            }),
             3 => Some(Self::Clean),
             4 => Some(Self::Roster {
-                sequence: u64_at(bytes, 8)?,
+                entry: u64_at(bytes, 8)?,
+                group: u64_at(bytes, 24)?,
+                generation: u64_at(bytes, 16)?,
+                segment: u32_at(bytes, 4)?,
+            }),
+            5 => Some(Self::Void {
                 group: u64_at(bytes, 24)?,
                 generation: u64_at(bytes, 16)?,
                 segment: u32_at(bytes, 4)?,
@@ -510,7 +568,10 @@ fn kind_of(code: u8, attempts: u16, next: u64) -> Option<SettlementKind> {
         3 => SettlementKind::Expired,
         4 => SettlementKind::Dropped,
         5 => SettlementKind::Damaged,
-        6 => SettlementKind::Deferred { attempts, next: Wall(next) },
+        6 => SettlementKind::Deferred {
+            attempts,
+            next: Wall(next),
+        },
         _ => return None,
     })
 }

@@ -22,6 +22,8 @@ pub(super) enum SlotState {
     Dead,
     /// Copied forward; the other copy counts.
     Moved,
+    /// Not whole, while another copy counts.
+    Torn,
 }
 
 /// One record of the message log.
@@ -79,7 +81,10 @@ pub struct Place {
 }
 
 const PARTS: usize = 64;
-const EMPTY: Place = Place { segment: u32::MAX, slot: u32::MAX };
+const EMPTY: Place = Place {
+    segment: u32::MAX,
+    slot: u32::MAX,
+};
 
 /// Live messages by sequence. The caller says which sequence a place has; the table stores none.
 #[derive(Debug, Default)]
@@ -101,7 +106,10 @@ fn mix(sequence: u64) -> u64 {
 
 impl Table {
     pub(super) fn new() -> Self {
-        Self { parts: (0..PARTS).map(|_| Part::default()).collect(), len: 0 }
+        Self {
+            parts: (0..PARTS).map(|_| Part::default()).collect(),
+            len: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -109,7 +117,10 @@ impl Table {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.parts.iter().map(|part| part.places.capacity() * size_of::<Place>()).sum()
+        self.parts
+            .iter()
+            .map(|part| part.places.capacity() * size_of::<Place>())
+            .sum()
     }
 
     pub(super) fn get(&self, sequence: u64, of: impl Fn(Place) -> u64) -> Option<Place> {
@@ -235,7 +246,12 @@ pub(super) enum Change {
 impl Progress {
     pub(super) fn new(total: u32) -> Self {
         let words = (total as usize).div_ceil(64);
-        Self { total, pending: total, settled: vec![0; words], deferred: Vec::new() }
+        Self {
+            total,
+            pending: total,
+            settled: vec![0; words],
+            deferred: Vec::new(),
+        }
     }
 
     /// Recipients of the message.
@@ -259,7 +275,11 @@ impl Progress {
         let found = self.deferred.binary_search_by_key(&recipient, |d| d.index);
         if let SettlementKind::Deferred { attempts, next } = kind {
             let next = from_seconds(to_seconds(next));
-            let new = PendingRecipient { index: recipient, attempts, next };
+            let new = PendingRecipient {
+                index: recipient,
+                attempts,
+                next,
+            };
             match found {
                 Ok(at) if supersedes(&self.deferred[at], attempts, next) => self.deferred[at] = new,
                 Ok(_) => return Change::None,
@@ -272,7 +292,11 @@ impl Progress {
         }
         self.settled[recipient as usize / 64] |= 1 << (recipient % 64);
         self.pending -= 1;
-        if self.pending == 0 { Change::Finished } else { Change::Settled }
+        if self.pending == 0 {
+            Change::Finished
+        } else {
+            Change::Settled
+        }
     }
 
     /// Those that wait, in order.
@@ -338,7 +362,9 @@ mod tests {
     fn table_agrees_with_a_map() {
         let mut random = 7u64;
         let mut next = || {
-            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            random = random
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             random >> 33
         };
         let mut slots: Vec<u64> = Vec::new();
@@ -351,7 +377,10 @@ mod tests {
                 assert_eq!(got.map(|p| p.slot), model.remove(&sequence));
             } else {
                 slots.push(sequence);
-                let place = Place { segment: 1, slot: step_slot(&slots) };
+                let place = Place {
+                    segment: 1,
+                    slot: step_slot(&slots),
+                };
                 table.insert(sequence, place, |p| slots[p.slot as usize]);
                 model.insert(sequence, place.slot);
             }
@@ -360,7 +389,9 @@ mod tests {
             }
         }
         for sequence in 0..9_000 {
-            let got = table.get(sequence, |p| slots[p.slot as usize]).map(|p| p.slot);
+            let got = table
+                .get(sequence, |p| slots[p.slot as usize])
+                .map(|p| p.slot);
             assert_eq!(got, model.get(&sequence).copied());
         }
     }
@@ -373,9 +404,27 @@ mod tests {
     #[test]
     fn progress_does_not_depend_on_order() {
         let steps = [
-            (0, SettlementKind::Deferred { attempts: 1, next: Wall(5_000) }),
-            (0, SettlementKind::Deferred { attempts: 2, next: Wall(4_000) }),
-            (1, SettlementKind::Deferred { attempts: 1, next: Wall(1_000) }),
+            (
+                0,
+                SettlementKind::Deferred {
+                    attempts: 1,
+                    next: Wall(5_000),
+                },
+            ),
+            (
+                0,
+                SettlementKind::Deferred {
+                    attempts: 2,
+                    next: Wall(4_000),
+                },
+            ),
+            (
+                1,
+                SettlementKind::Deferred {
+                    attempts: 1,
+                    next: Wall(1_000),
+                },
+            ),
             (1, SettlementKind::Delivered),
         ];
         let mut ends = Vec::new();
@@ -392,7 +441,13 @@ mod tests {
         assert_eq!(waiting.len(), 2);
         assert_eq!((waiting[0].attempts, waiting[0].next), (2, Wall(4_000)));
         assert_eq!(ends[0].settled_runs(), vec![(1, 1)]);
-        assert_eq!(ends[0].clone().apply(9, SettlementKind::Failed), Change::None);
-        assert_eq!(ends[0].clone().apply(1, SettlementKind::Failed), Change::None);
+        assert_eq!(
+            ends[0].clone().apply(9, SettlementKind::Failed),
+            Change::None
+        );
+        assert_eq!(
+            ends[0].clone().apply(1, SettlementKind::Failed),
+            Change::None
+        );
     }
 }

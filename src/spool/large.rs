@@ -41,7 +41,9 @@ impl Spool {
     }
 
     fn begin_large(&mut self) {
-        let Some(pending) = self.large.pop_front() else { return };
+        let Some(pending) = self.large.pop_front() else {
+            return;
+        };
         // The roster is that of the moment when the head is written: room for the largest.
         let roster = limits::SPOOL_GROUP_BYTES_MAX / 8;
         let head = (pending.head_bytes() + roster + BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
@@ -49,7 +51,8 @@ impl Spool {
         let len = (SEGMENT_HEADER_BYTES + head + content) as u64;
         if !self.may_create(len) {
             if let Origin::Fresh(token) = pending.origin {
-                self.completions.push_back(Completion::Append(token, Err(AppendError::Full)));
+                self.completions
+                    .push_back(Completion::Append(token, Err(AppendError::Full)));
             }
             return;
         }
@@ -81,7 +84,13 @@ impl Spool {
             job.pieces_in_flight += 1;
             let number = job.number;
             self.mail.at(number).in_flight += 1;
-            self.write(Flight::Piece { number }, Log::Message, number, offset, block);
+            self.write(
+                Flight::Piece { number },
+                Log::Message,
+                number,
+                offset,
+                block,
+            );
         }
         self.write_large_head();
     }
@@ -96,7 +105,9 @@ impl Spool {
         if !done || self.mail.groups_in_flight >= limits::SPOOL_GROUPS_IN_FLIGHT_MAX {
             return;
         }
-        let Some(pending) = job.pending.take() else { return };
+        let Some(pending) = job.pending.take() else {
+            return;
+        };
         let (number, at, sum) = (job.number, job.content_offset as u32, job.sum.finish());
         self.job = None;
         let head = mail_group_bytes(pending.head_bytes(), &self.last);
@@ -117,13 +128,20 @@ impl Spool {
 
     /// The large message's file failed: so does its append. Nothing of it can ever be found.
     pub(super) fn abandon_large(&mut self, number: u32, outcome: Outcome) {
-        let Some(job) = self.job.take_if(|job| job.number == number) else { return };
+        let Some(job) = self.job.take_if(|job| job.number == number) else {
+            return;
+        };
         let error = match outcome {
             Outcome::Full => AppendError::Full,
             Outcome::Done | Outcome::Failed => AppendError::Failed,
         };
-        if let Some(Pending { origin: Origin::Fresh(token), .. }) = job.pending {
-            self.completions.push_back(Completion::Append(token, Err(error)));
+        if let Some(Pending {
+            origin: Origin::Fresh(token),
+            ..
+        }) = job.pending
+        {
+            self.completions
+                .push_back(Completion::Append(token, Err(error)));
         }
     }
 }

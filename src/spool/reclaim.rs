@@ -18,7 +18,7 @@ use super::commit::{Origin, Pending};
 use super::format::{Log, StateRecord};
 use super::index::{Change, Place, Slot, SlotState, from_seconds};
 use super::segment::Phase;
-use super::state::{Action, Outcome, Spool};
+use super::state::{Action, Outcome, Spool, push_roster};
 use super::types::{ReadError, Settlement, SettlementKind};
 
 /// Slots that one step of a checkpoint looks at: about 100 us of work.
@@ -33,7 +33,10 @@ pub(super) struct Reclaim {
     pub(super) paused: bool,
     victim: Option<u32>,
     next_slot: usize,
+    /// Messages of the batch that are not durable elsewhere yet.
     copies_in_flight: u32,
+    /// Those of them that are being read.
+    reads_in_flight: u32,
 }
 
 /// A rewrite of the state log.
@@ -46,7 +49,8 @@ pub(super) struct Checkpoint {
     next_slot: usize,
     /// Once all is handed to groups: the state group that the last record is before.
     emitted: Option<u64>,
-    records: u64,
+    /// Groups below this are in the old segments.
+    boundary: u64,
 }
 
 impl Spool {
@@ -65,11 +69,21 @@ impl Spool {
 
     /// What failed before may be tried again.
     pub(super) fn unstick(&mut self) {
-        let numbers: Vec<u32> = self.mail.iter().filter(|(_, s)| s.stuck).map(|(n, _)| n).collect();
+        let numbers: Vec<u32> = self
+            .mail
+            .iter()
+            .filter(|(_, s)| s.stuck)
+            .map(|(n, _)| n)
+            .collect();
         for number in numbers {
             self.mail.at(number).stuck = false;
         }
-        let numbers: Vec<u32> = self.state.iter().filter(|(_, s)| s.stuck).map(|(n, _)| n).collect();
+        let numbers: Vec<u32> = self
+            .state
+            .iter()
+            .filter(|(_, s)| s.stuck)
+            .map(|(n, _)| n)
+            .collect();
         for number in numbers {
             self.state.at(number).stuck = false;
         }
@@ -81,8 +95,9 @@ impl Spool {
             self.actions.push_back(Action::Release { segment: number });
         }
         // A state segment is spent when a checkpoint says so; one whose header failed holds nothing.
-        while let Some(number) =
-            self.state.find(|s| s.is_spent() && !s.stuck && s.suspect && s.write_offset == 0)
+        while let Some(number) = self
+            .state
+            .find(|s| s.is_spent() && !s.stuck && s.suspect && s.write_offset == 0)
         {
             self.drop_file(Log::State, number);
         }
@@ -108,7 +123,10 @@ impl Spool {
 
     fn drop_file(&mut self, log: Log, number: u32) {
         self.log(log).at(number).phase = Phase::Removing;
-        self.actions.push_back(Action::Remove { log, segment: number });
+        self.actions.push_back(Action::Remove {
+            log,
+            segment: number,
+        });
     }
 
     /// Answers [`Action::Release`].
@@ -152,42 +170,79 @@ impl Spool {
             self.reclaim.victim = self.choose_victim();
             self.reclaim.next_slot = 0;
         }
-        let Some(number) = self.reclaim.victim else { return };
-        let mail_failed = self.mail_failure.is_some();
-        while self.reclaim.copies_in_flight < limits::SPOOL_COPIES_IN_FLIGHT_MAX && !mail_failed {
+        let Some(number) = self.reclaim.victim else {
+            return;
+        };
+        if self.mail_failure.is_some() || self.reclaim.copies_in_flight > 0 {
+            // Batch after batch: one that trickles would spend a block on each message.
+            return;
+        }
+        let mut room = (limits::SPOOL_GROUP_BYTES_MAX as u64).min(self.config.segment_bytes / 4);
+        while self.reclaim.copies_in_flight < limits::SPOOL_COPIES_IN_FLIGHT_MAX && room > 0 {
             let Some(segment) = self.mail.get(number).filter(|s| s.phase == Phase::Sealed) else {
                 self.reclaim.victim = None;
                 return;
             };
             let from = self.reclaim.next_slot;
-            let live = segment.slots.iter().skip(from).position(|s| s.state == SlotState::Live);
+            let live = segment
+                .slots
+                .iter()
+                .skip(from)
+                .position(|s| s.state == SlotState::Live);
             let Some(at) = live.map(|skipped| from + skipped) else {
+                if self.reclaim.copies_in_flight == 0 && segment.live_slots > 0 {
+                    // What is left cannot be moved now.
+                    self.mail.at(number).stuck = true;
+                }
                 if self.reclaim.copies_in_flight == 0 {
                     self.reclaim.victim = None;
                 }
                 return;
             };
             self.reclaim.next_slot = at + 1;
+            if segment.slots[at].bytes() > self.config.segment_bytes / 2 {
+                // From a time of larger segments: it leaves when it is delivered.
+                continue;
+            }
+            room = room.saturating_sub(segment.slots[at].bytes());
             self.reclaim.copies_in_flight += 1;
+            self.reclaim.reads_in_flight += 1;
             let id = MessageId::new(self.config.shard, segment.slots[at].sequence);
-            let from = Place { segment: number, slot: at as u32 };
+            let from = Place {
+                segment: number,
+                slot: at as u32,
+            };
             self.actions.push_back(Action::Copy { id, from });
         }
     }
 
     /// The sealed segment with the least live bytes, when sealed segments hold more than 1.5 times
-    /// what is live: then the least live one is at most two thirds live, and copying it gains.
+    /// what is live, and at most nine sixteenths of it is live: while there is none, sealed segments
+    /// hold less than 1.78 times what is live, and with an eighth of free ones less than twice. Batches
+    /// fill new segments far better than nine sixteenths, so that copying always gains and ends.
     fn choose_victim(&self) -> Option<u32> {
         let shared = |s: &&super::segment::Segment| s.phase == Phase::Sealed && !s.large;
-        let sealed: u64 = self.mail.iter().map(|(_, s)| s).filter(shared).map(|s| s.len).sum();
-        let live: u64 = self.mail.iter().map(|(_, s)| s).filter(shared).map(|s| s.live_bytes).sum();
+        let sealed: u64 = self
+            .mail
+            .iter()
+            .map(|(_, s)| s)
+            .filter(shared)
+            .map(|s| s.len)
+            .sum();
+        let live: u64 = self
+            .mail
+            .iter()
+            .map(|(_, s)| s)
+            .filter(shared)
+            .map(|s| s.live_bytes)
+            .sum();
         if sealed <= live + live / 2 + 2 * self.config.segment_bytes {
             return None;
         }
         self.mail
             .iter()
             .filter(|(_, s)| shared(s) && s.in_flight == 0 && !s.stuck && s.live_slots > 0)
-            .filter(|(_, s)| s.live_bytes < s.len / 4 * 3)
+            .filter(|(_, s)| s.live_bytes <= s.len / 16 * 9)
             .min_by_key(|(_, s)| s.live_bytes.saturating_mul(1024) / s.len.max(1))
             .map(|(number, _)| number)
     }
@@ -208,6 +263,8 @@ impl Spool {
         read: Result<(&[u8], Bytes, Wall), ReadError>,
         now: Mono,
     ) {
+        assert!(self.reclaim.reads_in_flight > 0, "a copy is read once");
+        self.reclaim.reads_in_flight -= 1;
         let live = self.slot(from).is_some_and(|s| s.state == SlotState::Live);
         if !live {
             self.copy_ended();
@@ -238,13 +295,20 @@ impl Spool {
         }
     }
 
+    /// Whether a batch of copies is complete and may be written.
+    pub(super) fn copies_are_ready(&self) -> bool {
+        self.reclaim.reads_in_flight == 0 && !self.copies.is_empty()
+    }
+
     fn copy_ended(&mut self) {
         assert!(self.reclaim.copies_in_flight > 0, "a copy ends once");
         self.reclaim.copies_in_flight -= 1;
     }
 
     fn total_recipients(&self, place: Place) -> u32 {
-        let Some(slot) = self.slot(place) else { return 0 };
+        let Some(slot) = self.slot(place) else {
+            return 0;
+        };
         match self.progress.get(&slot.sequence) {
             Some(progress) => progress.total(),
             None => u32::from(slot.pending),
@@ -253,40 +317,61 @@ impl Spool {
 
     /// A message that does not match its checksum: its recipients are settled as damaged.
     pub fn condemn(&mut self, id: MessageId, now: Mono) {
-        let Some(place) = self.place(id.sequence()) else { return };
+        let Some(place) = self.place(id.sequence()) else {
+            return;
+        };
         self.damaged += 1;
         let total = self.total_recipients(place);
         for recipient in 0..total {
-            self.settle(Settlement { id, recipient, kind: SettlementKind::Damaged }, now);
+            self.settle(
+                Settlement {
+                    id,
+                    recipient,
+                    kind: SettlementKind::Damaged,
+                },
+                now,
+            );
         }
     }
 
-    pub(super) fn copy_written(
-        &mut self,
-        number: u32,
-        from: Place,
-        slot: Slot,
-        trusted: bool,
-        now: Mono,
-    ) {
+    pub(super) fn copy_written(&mut self, number: u32, from: Place, slot: Slot, trusted: bool) {
         self.copy_ended();
         let old = self.slot(from).copied();
         let alive = old.filter(|s| s.state == SlotState::Live && s.sequence == slot.sequence);
         let (Some(old), true) = (alive, trusted) else {
             // Died meanwhile, or not trusted: the copy does not count. If the message lives, its
             // original does.
-            self.mail.at(number).push(Slot { state: SlotState::Moved, ..slot });
+            let state = if trusted {
+                SlotState::Moved
+            } else {
+                SlotState::Torn
+            };
+            self.mail.at(number).push(Slot { state, ..slot });
             return;
         };
-        self.mail.at(from.segment).retire(from.slot, SlotState::Moved);
+        self.mail
+            .at(from.segment)
+            .retire(from.slot, SlotState::Moved);
         let (pending, next, attempts) = (old.pending, old.next, old.attempts);
-        let new = Slot { pending, next, attempts, ..slot };
+        let new = Slot {
+            pending,
+            next,
+            attempts,
+            ..slot
+        };
         let at = self.mail.at(number).push(new);
-        self.admit(slot.sequence, Place { segment: number, slot: at });
-        if self.checkpoint.is_some() {
-            // The running checkpoint may have missed it on either side.
-            self.write_down_live(&new);
-            self.due(now);
+        self.admit(
+            slot.sequence,
+            Place {
+                segment: number,
+                slot: at,
+            },
+        );
+        if let Some(checkpoint) = &mut self.checkpoint
+            && !checkpoint.segments.contains(&number)
+        {
+            // The running checkpoint may miss it on either side; it comes to it again in the end.
+            checkpoint.segments.insert(0, number);
         }
     }
 
@@ -295,8 +380,13 @@ impl Spool {
     pub(super) fn advance_checkpoint(&mut self, now: Mono) {
         if self.checkpoint.is_none() {
             self.begin_checkpoint();
+            if self.checkpoint.is_some() {
+                self.due(now);
+            }
         }
-        let Some(checkpoint) = &self.checkpoint else { return };
+        let Some(checkpoint) = &self.checkpoint else {
+            return;
+        };
         // What is still in flight to the old segments is not in the index yet.
         let settled = checkpoint
             .old
@@ -311,54 +401,100 @@ impl Spool {
 
     fn begin_checkpoint(&mut self) {
         let len = self.config.state_segment_bytes;
-        let used: u64 =
-            self.state.iter().filter(|(_, s)| s.phase == Phase::Sealed).map(|(_, s)| s.len).sum();
+        let used: u64 = self
+            .state
+            .iter()
+            .filter(|(_, s)| s.phase == Phase::Sealed)
+            .map(|(_, s)| s.len)
+            .sum();
         if used <= (4 * len).max(2 * self.checkpoint_bytes + 2 * len) || self.closing {
             return;
         }
         self.state.seal_active();
-        let old = self.state.iter().filter(|(_, s)| s.phase == Phase::Sealed && !s.stuck);
+        let old = self
+            .state
+            .iter()
+            .filter(|(_, s)| s.phase == Phase::Sealed && !s.stuck);
         let old = old.map(|(number, _)| number).collect();
         let segments = self.mail.iter().filter(|(_, s)| !s.slots.is_empty());
         let segments = segments.map(|(number, _)| number).collect();
         self.push_roster();
-        self.checkpoint =
-            Some(Checkpoint { old, segments, next_slot: 0, emitted: None, records: 0 });
+        let boundary = self.state.group_sequence;
+        let Self {
+            voids,
+            tails,
+            mail,
+            chores,
+            ..
+        } = self;
+        tails.retain(|t| {
+            mail.get(t.segment)
+                .is_some_and(|s| s.stamp.generation == t.generation)
+        });
+        tails.iter().for_each(|tail| push_roster(chores, tail));
+        voids.retain(|v| {
+            mail.get(v.segment)
+                .is_some_and(|s| s.stamp.generation == v.generation)
+        });
+        chores.extend(voids.iter().map(|v| StateRecord::Void {
+            group: v.group,
+            generation: v.generation,
+            segment: v.segment,
+        }));
+        self.checkpoint = Some(Checkpoint {
+            old,
+            segments,
+            next_slot: 0,
+            emitted: None,
+            boundary,
+        });
     }
 
+    /// Writes down slots until a group is full or enough was looked at.
     fn step_checkpoint(&mut self, now: Mono) {
-        let Some(checkpoint) = &mut self.checkpoint else { return };
-        let Some(number) = checkpoint.segments.last().copied() else { return };
-        checkpoint.emitted = None;
-        let from = checkpoint.next_slot;
-        let slots = self.mail.get(number).map_or(&[][..], |s| &s.slots);
-        let chunk: Vec<Slot> = slots.iter().skip(from).take(CHECKPOINT_SLOTS).copied().collect();
-        if chunk.len() < CHECKPOINT_SLOTS {
-            checkpoint.segments.pop();
-            checkpoint.next_slot = 0;
-        } else {
-            checkpoint.next_slot += CHECKPOINT_SLOTS;
+        let mut looked_at = 0;
+        while looked_at < CHECKPOINT_SLOTS
+            && self.chores.len() < limits::SPOOL_SETTLEMENTS_PER_GROUP_MAX
+        {
+            let Some(checkpoint) = &mut self.checkpoint else {
+                return;
+            };
+            let Some(number) = checkpoint.segments.last().copied() else {
+                return;
+            };
+            checkpoint.emitted = None;
+            let from = checkpoint.next_slot;
+            let most = CHECKPOINT_SLOTS - looked_at;
+            let slots = self.mail.get(number).map_or(&[][..], |s| &s.slots);
+            let chunk: Vec<Slot> = slots.iter().skip(from).take(most).copied().collect();
+            if chunk.len() < most {
+                checkpoint.segments.pop();
+                checkpoint.next_slot = 0;
+            } else {
+                checkpoint.next_slot += most;
+            }
+            looked_at += chunk.len().max(1);
+            self.write_down(&chunk);
+            self.due(now);
         }
+    }
+
+    fn write_down(&mut self, slots: &[Slot]) {
         let mut dead = Vec::new();
-        for slot in &chunk {
+        for slot in slots {
             match slot.state {
                 SlotState::Live => self.write_down_live(slot),
                 SlotState::Dead => dead.push(slot.sequence),
-                SlotState::Moved => match self.place(slot.sequence) {
-                    Some(place) => {
-                        if let Some(current) = self.slot(place).copied() {
-                            self.write_down_live(&current);
-                        }
+                SlotState::Moved | SlotState::Torn => {
+                    let current = self.place(slot.sequence).and_then(|place| self.slot(place));
+                    match current.copied() {
+                        Some(current) => self.write_down_live(&current),
+                        None => dead.push(slot.sequence),
                     }
-                    None => dead.push(slot.sequence),
-                },
+                }
             }
         }
         self.write_down_dead(dead);
-        if let Some(checkpoint) = &mut self.checkpoint {
-            checkpoint.records += self.chores.len() as u64;
-        }
-        self.due(now);
     }
 
     fn write_down_dead(&mut self, mut dead: Vec<u64>) {
@@ -367,9 +503,16 @@ impl Spool {
         let mut at = 0;
         while at < dead.len() {
             let first = dead[at];
-            let run = dead[at..].iter().zip(first..).take_while(|(d, want)| **d == *want).count();
+            let run = dead[at..]
+                .iter()
+                .zip(first..)
+                .take_while(|(d, want)| **d == *want)
+                .count();
             // A segment has fewer than 2^32 records.
-            self.chores.push_back(StateRecord::Dead { first, count: run as u32 });
+            self.chores.push_back(StateRecord::Dead {
+                first,
+                count: run as u32,
+            });
             at += run;
         }
     }
@@ -381,41 +524,76 @@ impl Spool {
             if slot.attempts > 0 || slot.next > 0 {
                 let (attempts, next) = (slot.attempts, from_seconds(slot.next));
                 let kind = SettlementKind::Deferred { attempts, next };
-                self.chores.push_back(StateRecord::Settled { sequence, first: 0, count: 1, kind });
+                self.chores.push_back(StateRecord::Settled {
+                    sequence,
+                    first: 0,
+                    count: 1,
+                    kind,
+                });
             }
             return;
         }
-        let Some(progress) = self.progress.get(&sequence) else { return };
+        let Some(progress) = self.progress.get(&sequence) else {
+            return;
+        };
         // Which way a recipient ended is in the accounting; here it only matters that it did.
         let kind = SettlementKind::Dropped;
         for (first, count) in progress.settled_runs() {
-            self.chores.push_back(StateRecord::Settled { sequence, first, count, kind });
+            self.chores.push_back(StateRecord::Settled {
+                sequence,
+                first,
+                count,
+                kind,
+            });
         }
         for entry in progress.deferred() {
             let (attempts, next) = (entry.attempts, entry.next);
             let kind = SettlementKind::Deferred { attempts, next };
             let first = entry.index;
-            self.chores.push_back(StateRecord::Settled { sequence, first, count: 1, kind });
+            self.chores.push_back(StateRecord::Settled {
+                sequence,
+                first,
+                count: 1,
+                kind,
+            });
         }
     }
 
     /// When every record of the checkpoint is durable, the old segments go.
     fn end_checkpoint(&mut self) {
         let next_group = self.state.group_sequence;
-        let Some(checkpoint) = &mut self.checkpoint else { return };
+        let Some(checkpoint) = &mut self.checkpoint else {
+            return;
+        };
         if !checkpoint.segments.is_empty() || !self.chores.is_empty() {
             return;
         }
         let emitted = *checkpoint.emitted.get_or_insert(next_group);
-        if self.state_unproven.iter().any(|sequence| *sequence < emitted) {
+        if self
+            .state_unproven
+            .iter()
+            .any(|sequence| *sequence < emitted)
+        {
             return;
         }
-        let Some(checkpoint) = self.checkpoint.take() else { return };
-        self.checkpoint_bytes = checkpoint.records * super::format::STATE_RECORD_BYTES as u64;
+        let Some(checkpoint) = self.checkpoint.take() else {
+            return;
+        };
+        let old = &checkpoint.old;
+        let kept = self
+            .state
+            .iter()
+            .filter(|(number, s)| s.phase == Phase::Sealed && !old.contains(number));
+        self.checkpoint_bytes = kept.map(|(_, s)| s.len).sum();
+        self.state_torn = self.state_torn.filter(|torn| *torn >= checkpoint.boundary);
         for number in checkpoint.old {
-            let Some(segment) = self.state.get(number) else { continue };
+            let Some(segment) = self.state.get(number) else {
+                continue;
+            };
             let odd = segment.suspect || segment.len != self.config.state_segment_bytes;
-            let spare = self.state.count(|s| matches!(s.phase, Phase::Free | Phase::Stamping));
+            let spare = self
+                .state
+                .count(|s| matches!(s.phase, Phase::Free | Phase::Stamping));
             if odd || spare >= 2 * limits::SPOOL_SPARE_SEGMENTS {
                 self.drop_file(Log::State, number);
             } else {
@@ -427,6 +605,10 @@ impl Spool {
     /// Applies a settlement found by recovery; there is nobody to tell.
     pub(super) fn replay(&mut self, sequence: u64, recipient: u32, kind: SettlementKind) -> Change {
         let id = MessageId::new(self.config.shard, sequence);
-        self.apply(&Settlement { id, recipient, kind })
+        self.apply(&Settlement {
+            id,
+            recipient,
+            kind,
+        })
     }
 }

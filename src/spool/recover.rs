@@ -8,21 +8,21 @@
 //! signal. Only heads are read, except for the groups of the last writes, which no later group vouches
 //! for: their contents are checked too, and what is torn is buried under a tombstone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::limits;
 use crate::message::MessageId;
 use crate::time::Mono;
 
-use super::commit::{LastGroup, ROSTER_PREFIX_BYTES, slot_of};
+use super::commit::{LastGroup, ROSTER_PREFIX_BYTES, roster_entry, roster_parts, slot_of};
 use super::format::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, HeaderRead, Log, MessageRecord,
     SEGMENT_HEADER_BYTES, STATE_RECORD_BYTES, SegmentHeader, Stamp, StateRecord, checksum,
 };
 use super::index::{Place, Slot, SlotState};
 use super::segment::{Phase, Segment};
-use super::state::{Spool, SpoolConfig};
+use super::state::{Spool, SpoolConfig, Void};
 use super::types::Location;
 
 /// Highest file number that is taken for ours.
@@ -129,7 +129,11 @@ impl Scan {
     /// Starts after the header of a segment with `stamp`.
     #[must_use]
     pub fn new(stamp: Stamp) -> Self {
-        Self { stamp, at: SEGMENT_HEADER_BYTES, granted: 0..0 }
+        Self {
+            stamp,
+            at: SEGMENT_HEADER_BYTES,
+            granted: 0..0,
+        }
     }
 
     /// The range may be read.
@@ -169,8 +173,15 @@ impl Scan {
             let whole = header.head_is_whole(body_sum, head);
             // `at` is below the length of a file that a 32-bit offset reaches; a longer file's tail
             // was never written by us.
-            let Ok(at) = u32::try_from(at) else { return Step::End };
-            return Step::Group(Found { header, at, head, whole });
+            let Ok(at) = u32::try_from(at) else {
+                return Step::End;
+            };
+            return Step::Group(Found {
+                header,
+                at,
+                head,
+                whole,
+            });
         }
     }
 
@@ -242,7 +253,9 @@ impl<'a> Found<'a> {
         let body = self.head.get(GROUP_HEADER_BYTES..).unwrap_or(&[]);
         let body = if self.whole { body } else { &[] };
         let (records, _) = body.as_chunks::<STATE_RECORD_BYTES>();
-        records.iter().filter_map(|record| StateRecord::decode(record))
+        records
+            .iter()
+            .filter_map(|record| StateRecord::decode(record))
     }
 }
 
@@ -282,7 +295,10 @@ impl Replay {
             Some(skip) if before => self.hint + skip,
             _ => self.settled.partition_point(|record| record.0 < sequence),
         };
-        let count = self.settled[start..].iter().take_while(|r| r.0 == sequence).count();
+        let count = self.settled[start..]
+            .iter()
+            .take_while(|r| r.0 == sequence)
+            .count();
         self.hint = start + count;
         start..start + count
     }
@@ -293,6 +309,8 @@ impl Replay {
 struct Unproven {
     group: u64,
     misplaced: bool,
+    /// Known not to be whole, but what is whole of it may have been taken over by a recovery.
+    void: bool,
     place: Place,
 }
 
@@ -307,6 +325,7 @@ pub struct Check {
     pub content: Range<usize>,
     place: Place,
     misplaced: bool,
+    group: u64,
 }
 
 /// Recovery of one shard.
@@ -316,13 +335,19 @@ pub struct Recovery {
     report: RecoveryReport,
     replay: Replay,
     proven: u64,
+    state_proven: u64,
+    /// Groups of the state log that are not whole: sequence, segment, offset.
+    torn_states: Vec<(u64, u32, u32)>,
     /// Complete groups of the message log, as runs: first to end.
     whole: BTreeMap<u64, u64>,
     rosters: BTreeMap<u64, LastGroup>,
     broken: Vec<(u32, u64)>,
+    /// Missing sequences where groups should lie.
+    holes: Vec<(u32, Range<u64>)>,
+    voids: BTreeSet<Void>,
     unproven: Vec<Unproven>,
-    /// The group before the next, in the segment being scanned.
-    previous: Option<(u32, u64)>,
+    /// The group before the next, in the segment being scanned: segment, sequence, end.
+    previous: Option<(u32, u64, u32)>,
     /// Files whose length is not what their header says.
     short: Vec<(Log, u32)>,
     last: Option<(u64, u32, u32, Range<u32>)>,
@@ -337,9 +362,13 @@ impl Recovery {
             report: RecoveryReport::default(),
             replay: Replay::default(),
             proven: 0,
+            state_proven: 0,
+            torn_states: Vec::new(),
             whole: BTreeMap::new(),
             rosters: BTreeMap::new(),
             broken: Vec::new(),
+            holes: Vec::new(),
+            voids: BTreeSet::new(),
             unproven: Vec::new(),
             previous: None,
             short: Vec::new(),
@@ -355,7 +384,9 @@ impl Recovery {
             self.report.add(Damage::Header(log, number));
             return None;
         }
-        let HeaderRead::Known(header) = SegmentHeader::decode(start) else { return None };
+        let HeaderRead::Known(header) = SegmentHeader::decode(start) else {
+            return None;
+        };
         if header.log != log {
             return None;
         }
@@ -365,6 +396,7 @@ impl Recovery {
         self.spool.next_sequence = self.spool.next_sequence.max(header.next_sequence);
         let sound = header.len == len && header.number == number;
         self.insert(log, number, header.stamp, len, sound);
+        self.spool.log(log).at(number).large = header.large;
         Some(header.stamp)
     }
 
@@ -374,8 +406,13 @@ impl Recovery {
         if number > NUMBER_MAX {
             return;
         }
-        let known = stamp.unwrap_or(Stamp { generation: 0, salt: 0 });
+        let known = stamp.unwrap_or(Stamp {
+            generation: 0,
+            salt: 0,
+        });
         self.insert(log, number, known, len, false);
+        // Nobody knows; as a large one it is never copied from, only removed once it is spent.
+        self.spool.log(log).at(number).large = log == Log::Message;
         if stamp.is_none() && blank {
             if log == Log::State {
                 self.spool.state.at(number).write_offset = 0;
@@ -391,7 +428,10 @@ impl Recovery {
     fn insert(&mut self, log: Log, number: u32, stamp: Stamp, len: u64, sound: bool) {
         let mut segment = Segment::new(stamp, len, Phase::Sealed);
         segment.suspect = !sound;
-        self.spool.next_generation = self.spool.next_generation.max(stamp.generation.saturating_add(1));
+        self.spool.next_generation = self
+            .spool
+            .next_generation
+            .max(stamp.generation.saturating_add(1));
         self.spool.log(log).insert(number, segment);
     }
 
@@ -408,28 +448,59 @@ impl Recovery {
         let header = &found.header;
         self.note(header);
         let spool = &mut self.spool;
-        spool.state.group_sequence = spool.state.group_sequence.max(header.sequence.saturating_add(1));
+        spool.state.group_sequence = spool
+            .state
+            .group_sequence
+            .max(header.sequence.saturating_add(1));
         if !found.whole {
-            self.report.add(Damage::Settlements { segment: number, offset: found.at });
+            self.torn_states.push((header.sequence, number, found.at));
         }
         for record in found.states() {
             self.report.clean = record == StateRecord::Clean;
             match record {
-                StateRecord::Settled { sequence, first, count, kind } => {
-                    self.spool.next_sequence = self.spool.next_sequence.max(sequence.saturating_add(1));
+                StateRecord::Settled {
+                    sequence,
+                    first,
+                    count,
+                    kind,
+                } => {
+                    self.spool.next_sequence =
+                        self.spool.next_sequence.max(sequence.saturating_add(1));
                     self.replay.settled.push((sequence, first, count, kind));
                 }
                 StateRecord::Dead { first, count } => {
-                    self.replay.dead.push((first, first.saturating_add(u64::from(count))));
+                    self.replay
+                        .dead
+                        .push((first, first.saturating_add(u64::from(count))));
                 }
-                StateRecord::Roster { sequence, group, generation, segment } => {
+                StateRecord::Roster {
+                    entry,
+                    group,
+                    generation,
+                    segment,
+                } => {
+                    let mail = &mut self.spool.mail;
+                    mail.group_sequence = mail.group_sequence.max(group.saturating_add(1));
                     let roster = self.rosters.entry(group).or_insert_with(|| LastGroup {
                         sequence: group,
                         generation,
                         segment,
                         ..LastGroup::default()
                     });
-                    roster.ids.push(sequence);
+                    roster.ids.push(entry);
+                }
+                StateRecord::Void {
+                    group,
+                    generation,
+                    segment,
+                } => {
+                    let mail = &mut self.spool.mail;
+                    mail.group_sequence = mail.group_sequence.max(group.saturating_add(1));
+                    self.voids.insert(Void {
+                        group,
+                        generation,
+                        segment,
+                    });
                 }
                 StateRecord::Clean => {}
             }
@@ -439,6 +510,11 @@ impl Recovery {
     fn note(&mut self, header: &GroupHeader) {
         self.report.groups += 1;
         self.proven = self.proven.max(header.proven);
+        // Also where every group is recycled by now: sequences never start again.
+        let (mail, state) = (&mut self.spool.mail, &mut self.spool.state);
+        mail.group_sequence = mail.group_sequence.max(header.proven);
+        state.group_sequence = state.group_sequence.max(header.state_proven);
+        self.state_proven = self.state_proven.max(header.state_proven);
         self.spool.next_sequence = self.spool.next_sequence.max(header.next_sequence);
     }
 
@@ -465,33 +541,52 @@ impl Recovery {
         let header = &found.header;
         let sequence = header.sequence;
         self.note(header);
-        self.spool.mail.group_sequence = self.spool.mail.group_sequence.max(sequence.saturating_add(1));
+        self.spool.mail.group_sequence = self
+            .spool
+            .mail
+            .group_sequence
+            .max(sequence.saturating_add(1));
         if found.whole {
             add_run(&mut self.whole, sequence);
         } else {
             self.broken.push((number, sequence));
         }
-        if let Some((before, previous)) = self.previous
+        // A hole between two groups held groups. Without a hole, missing sequences are elsewhere:
+        // large messages have segments of their own.
+        if let Some((before, previous, end)) = self.previous
             && before == number
+            && found.at > end
             && sequence.saturating_sub(previous) <= 1 << 16
         {
-            self.broken.extend((previous.saturating_add(1)..sequence).map(|missing| (number, missing)));
+            self.holes
+                .push((number, previous.saturating_add(1)..sequence));
         }
-        self.previous = Some((number, sequence));
+        self.previous = Some((number, sequence, found.at.saturating_add(header.total_len)));
         if let Some(roster) = found.roster()
             && !has_run(&self.whole, roster.sequence)
         {
             self.rosters.insert(roster.sequence, roster);
         }
         let misplaced = header.offset != found.at;
-        let unproven = sequence >= self.proven || misplaced;
+        let generation = header.stamp.generation;
+        let void = self.voids.contains(&Void {
+            group: sequence,
+            generation,
+            segment: number,
+        });
+        let unproven = sequence >= self.proven || misplaced || void;
         let first = self.spool.mail.at(number).slots.len() as u32;
         for (record, offset, _) in found.messages() {
             let place = self.message(number, &record, offset);
             if let Some(place) = place
                 && unproven
             {
-                self.unproven.push(Unproven { group: sequence, misplaced, place });
+                self.unproven.push(Unproven {
+                    group: sequence,
+                    misplaced,
+                    void,
+                    place,
+                });
             }
         }
         let end = self.spool.mail.at(number).slots.len() as u32;
@@ -500,7 +595,7 @@ impl Recovery {
         }
     }
 
-    /// Takes a record into the index; its place when the message waits.
+    /// Takes a record into the index; its place when the message waits, there or elsewhere.
     fn message(&mut self, number: u32, record: &MessageRecord, offset: u32) -> Option<Place> {
         let sequence = record.id.sequence();
         let mut slot = slot_of(record, offset);
@@ -513,7 +608,8 @@ impl Recovery {
         self.spool.next_sequence = self.spool.next_sequence.max(sequence.saturating_add(1));
         let dead = self.replay.is_dead(sequence);
         if !fits && !dead {
-            self.report.add(Damage::Message(record.id, location(number, &slot)));
+            self.report
+                .add(Damage::Message(record.id, location(number, &slot)));
             self.spool.damaged += 1;
         }
         if dead || !fits {
@@ -522,13 +618,19 @@ impl Recovery {
             return None;
         }
         if self.spool.place(sequence).is_some() {
-            // A copy forward whose original is still there: the original was verified when copied.
+            // A copy forward whose original is still there: either will do, if it is whole.
             slot.state = SlotState::Moved;
-            self.spool.mail.at(number).push(slot);
-            return None;
+            let at = self.spool.mail.at(number).push(slot);
+            return Some(Place {
+                segment: number,
+                slot: at,
+            });
         }
         let at = self.spool.mail.at(number).push(slot);
-        let place = Place { segment: number, slot: at };
+        let place = Place {
+            segment: number,
+            slot: at,
+        };
         self.spool.admit(sequence, place);
         for at in self.replay.of(sequence) {
             let (_, first, count, kind) = self.replay.settled[at];
@@ -546,10 +648,14 @@ impl Recovery {
         let proven = self.proven;
         let spool = &self.spool;
         let list = std::mem::take(&mut self.unproven);
-        list.into_iter()
-            .filter(|entry| entry.group >= proven || entry.misplaced)
+        let mut checks: Vec<Check> = list
+            .into_iter()
+            .filter(|entry| entry.group >= proven || entry.misplaced || entry.void)
             .filter_map(|entry| {
-                let slot = spool.slot(entry.place).filter(|s| s.state == SlotState::Live)?;
+                let slot = spool.slot(entry.place)?;
+                if !matches!(slot.state, SlotState::Live | SlotState::Moved) {
+                    return None;
+                }
                 let head = slot.record as usize;
                 let content = slot.content as usize;
                 Some(Check {
@@ -557,10 +663,19 @@ impl Recovery {
                     head: head..head + slot.head_units as usize * 64,
                     content: content..content + slot.len as usize,
                     place: entry.place,
-                    misplaced: entry.misplaced && entry.group < proven,
+                    misplaced: entry.misplaced && entry.group < proven && !entry.void,
+                    group: entry.group,
                 })
             })
-            .collect()
+            .collect();
+        // Spare copies first: one that is not whole must not stand in for another.
+        let is_live = |check: &Check| {
+            spool
+                .slot(check.place)
+                .is_some_and(|slot| slot.state == SlotState::Live)
+        };
+        checks.sort_by_key(is_live);
+        checks
     }
 
     /// Checks a content in `file`, all bytes of its segment.
@@ -570,12 +685,36 @@ impl Recovery {
             .get(check.head.start..)
             .and_then(|bytes| MessageRecord::decode(bytes, generation))
             .is_some_and(|(record, _)| {
-                file.get(check.content.clone()).is_some_and(|c| checksum(c) == record.content_sum)
+                file.get(check.content.clone())
+                    .is_some_and(|c| checksum(c) == record.content_sum)
             });
         if good {
             return;
         }
-        let Some(slot) = self.spool.slot(check.place).copied() else { return };
+        let Some(slot) = self.spool.slot(check.place).copied() else {
+            return;
+        };
+        // Until this is on disk, the next recovery must check the group again.
+        self.spool.void(check.segment, check.group);
+        if slot.state == SlotState::Moved {
+            self.spool.mail.at(check.segment).slots[check.place.slot as usize].state =
+                SlotState::Torn;
+            return;
+        }
+        if let Some(original) = self.original(slot.sequence) {
+            // A copy forward that was torn: the message lives where it was.
+            self.spool
+                .mail
+                .at(check.segment)
+                .retire(check.place.slot, SlotState::Torn);
+            let (pending, next, attempts) = (slot.pending, slot.next, slot.attempts);
+            self.spool
+                .mail
+                .at(original.segment)
+                .revive(original.slot, pending, next, attempts);
+            self.spool.admit(slot.sequence, original);
+            return;
+        }
         let id = MessageId::new(self.spool.config.shard, slot.sequence);
         self.report.add(if check.misplaced {
             Damage::Message(id, location(check.segment, &slot))
@@ -584,8 +723,23 @@ impl Recovery {
         });
         self.spool.progress.remove(&slot.sequence);
         self.spool.forget(slot.sequence);
-        self.spool.mail.at(check.segment).retire(check.place.slot, SlotState::Dead);
-        self.spool.chores.push_back(StateRecord::Dead { first: slot.sequence, count: 1 });
+        self.spool
+            .mail
+            .at(check.segment)
+            .retire(check.place.slot, SlotState::Dead);
+        self.spool.chores.push_back(StateRecord::Dead {
+            first: slot.sequence,
+            count: 1,
+        });
+    }
+
+    /// Another record of a message.
+    fn original(&self, sequence: u64) -> Option<Place> {
+        self.spool.mail.iter().find_map(|(segment, s)| {
+            let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
+            let slot = s.slots.iter().position(moved)? as u32;
+            Some(Place { segment, slot })
+        })
     }
 
     /// Ends recovery.
@@ -602,12 +756,21 @@ impl Recovery {
             let file = self.spool.mail.at(segment);
             last.generation = file.stamp.generation;
             let slots = &file.slots[slots.start as usize..slots.end as usize];
-            last.ids.extend(slots.iter().map(|slot| slot.sequence));
-            self.spool.push_roster();
+            last.ids.extend(
+                slots
+                    .iter()
+                    .map(|s| roster_entry(s.sequence, u32::from(s.pending).max(1))),
+            );
+            self.spool.keep_tail();
             // The first group of this life follows no group that its roster could name.
             self.spool.last.ids.clear();
         }
-        let dead = |s: &Segment| s.slots.iter().filter(|s| s.state != SlotState::Live).count() as u64;
+        let dead = |s: &Segment| {
+            s.slots
+                .iter()
+                .filter(|s| s.state != SlotState::Live)
+                .count() as u64
+        };
         self.report.settled_records = self.spool.mail.iter().map(|(_, s)| dead(s)).sum();
         self.report.queued_messages = self.spool.table.len() as u64;
         let numbers: Vec<u32> = self.spool.mail.iter().map(|(number, _)| number).collect();
@@ -625,69 +788,138 @@ impl Recovery {
     }
 
     /// Groups that are not whole: their messages by id where the next group's roster lists them.
-    /// Each is buried, so that it is reported once.
+    /// Each is noted as void, so that it is reported once.
     fn report_missing(&mut self) {
         for (log, number) in std::mem::take(&mut self.short) {
             // A large message's file that a crash left half written holds no group: no damage.
-            if log == Log::State || self.spool.mail.get(number).is_some_and(|s| !s.slots.is_empty()) {
+            if log == Log::State
+                || self
+                    .spool
+                    .mail
+                    .get(number)
+                    .is_some_and(|s| !s.slots.is_empty())
+            {
                 self.report.add(Damage::Length(log, number));
             }
         }
-        for (group, roster) in std::mem::take(&mut self.rosters) {
-            let current = self
-                .spool
-                .mail
-                .get(roster.segment)
-                .is_some_and(|s| s.stamp.generation == roster.generation);
-            if has_run(&self.whole, group) || !current {
+        for (sequence, segment, offset) in std::mem::take(&mut self.torn_states) {
+            if sequence < self.state_proven {
+                self.report.add(Damage::Settlements { segment, offset });
+            } else {
+                let torn = self.spool.state_torn.unwrap_or(sequence);
+                self.spool.state_torn = Some(torn.min(sequence));
+            }
+        }
+        let known = std::mem::take(&mut self.voids);
+        let mut known: BTreeSet<Void> = known.into_iter().filter(|v| self.is_current(v)).collect();
+        self.spool.voids.extend(known.iter().copied());
+        self.spool.voids.sort_unstable();
+        self.spool.voids.dedup();
+        for (group, mut roster) in std::mem::take(&mut self.rosters) {
+            roster.ids.sort_unstable();
+            roster.ids.dedup();
+            let (generation, segment) = (roster.generation, roster.segment);
+            let void = Void {
+                group,
+                generation,
+                segment,
+            };
+            if !self.is_current(&void) || known.contains(&void) {
+                continue;
+            }
+            self.spool.tails.push(roster.clone());
+            if has_run(&self.whole, group) {
                 continue;
             }
             self.broken.retain(|(_, sequence)| *sequence != group);
-            for sequence in roster.ids {
-                self.report_lost(sequence, group, roster.segment);
+            self.spool.void(segment, group);
+            known.insert(void);
+            for entry in roster.ids {
+                self.report_lost(entry, group, segment);
+            }
+        }
+        for (segment, missing) in std::mem::take(&mut self.holes) {
+            // Which of the missing groups lay in the hole is unknown, as some may have been in the
+            // segments of large messages. One that is known to be torn explains it.
+            let generation = self.spool.mail.at(segment).stamp.generation;
+            let torn = |group| {
+                known.contains(&Void {
+                    group,
+                    generation,
+                    segment,
+                })
+            };
+            if !missing.clone().any(torn) {
+                self.broken.extend(missing.map(|group| (segment, group)));
             }
         }
         self.broken.sort_unstable();
         self.broken.dedup();
-        for (segment, sequence) in std::mem::take(&mut self.broken) {
-            if sequence < self.proven && !has_run(&self.whole, sequence) {
-                self.report.add(Damage::Group { segment, sequence });
+        for (segment, group) in std::mem::take(&mut self.broken) {
+            let Some(generation) = self.spool.mail.get(segment).map(|s| s.stamp.generation) else {
+                continue;
+            };
+            let void = Void {
+                group,
+                generation,
+                segment,
+            };
+            if has_run(&self.whole, group) || known.contains(&void) {
+                continue;
+            }
+            self.spool.void(segment, group);
+            if group < self.proven {
+                self.report.add(Damage::Group {
+                    segment,
+                    sequence: group,
+                });
             }
         }
     }
 
-    fn report_lost(&mut self, sequence: u64, group: u64, segment: u32) {
+    fn is_current(&self, void: &Void) -> bool {
+        let segment = self.spool.mail.get(void.segment);
+        segment.is_some_and(|s| s.stamp.generation == void.generation)
+    }
+
+    fn report_lost(&mut self, entry: u64, group: u64, segment: u32) {
+        let (sequence, recipients) = roster_parts(entry);
         let spool = &mut self.spool;
         spool.next_sequence = spool.next_sequence.max(sequence.saturating_add(1));
         if spool.place(sequence).is_some() || self.replay.is_dead(sequence) {
             return;
         }
         let settled = self.replay.of(sequence);
-        let known = spool.mail.at(segment).slots.iter().any(|s| s.sequence == sequence);
-        if known || self.replay.settled[settled].iter().any(|r| r.3.is_terminal()) {
+        let mut ended: Vec<u32> = Vec::new();
+        for (_, first, count, kind) in &self.replay.settled[settled] {
+            if kind.is_terminal() {
+                ended.extend(*first..first.saturating_add((*count).min(limits::RECIPIENTS_MAX)));
+            }
+        }
+        ended.sort_unstable();
+        ended.dedup();
+        let slots = &spool.mail.at(segment).slots;
+        let known = slots
+            .iter()
+            .any(|s| s.sequence == sequence && s.state == SlotState::Dead);
+        if known || ended.len() >= recipients as usize {
             return;
         }
         let id = MessageId::new(spool.config.shard, sequence);
-        self.report.add(if group < self.proven { Damage::Lost(id) } else { Damage::Torn(id) });
-        let record = Slot {
-            sequence,
-            record: 0,
-            content: 0,
-            len: 0,
-            next: 0,
-            pending: 0,
-            attempts: 0,
-            head_units: 0,
-            state: SlotState::Dead,
-            several: false,
-        };
-        spool.mail.at(segment).push(record);
-        spool.chores.push_back(StateRecord::Dead { first: sequence, count: 1 });
+        self.report.add(if group < self.proven {
+            Damage::Lost(id)
+        } else {
+            Damage::Torn(id)
+        });
     }
 }
 
 fn location(segment: u32, slot: &Slot) -> Location {
-    Location { segment, offset: slot.record, len: slot.len }
+    Location {
+        segment,
+        offset: slot.record,
+        len: slot.len,
+    }
 }
 
 /// Adds a number to runs of numbers.
@@ -706,5 +938,7 @@ fn add_run(runs: &mut BTreeMap<u64, u64>, number: u64) {
 }
 
 fn has_run(runs: &BTreeMap<u64, u64>, number: u64) -> bool {
-    runs.range(..=number).next_back().is_some_and(|(_, end)| number < *end)
+    runs.range(..=number)
+        .next_back()
+        .is_some_and(|(_, end)| number < *end)
 }

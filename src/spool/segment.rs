@@ -92,9 +92,23 @@ impl Segment {
         assert_eq!(slot.state, SlotState::Live, "only a live slot retires");
         slot.state = state;
         let bytes = slot.bytes();
-        assert!(self.live_slots > 0 && self.live_bytes >= bytes, "live counts are exact");
+        assert!(
+            self.live_slots > 0 && self.live_bytes >= bytes,
+            "live counts are exact"
+        );
         self.live_slots -= 1;
         self.live_bytes -= bytes;
+    }
+
+    /// A moved slot counts again, with what is known of its only recipient.
+    pub(super) fn revive(&mut self, at: u32, pending: u16, next: u32, attempts: u16) {
+        let slot = &mut self.slots[at as usize];
+        assert_eq!(slot.state, SlotState::Moved, "only a moved slot revives");
+        (slot.pending, slot.next, slot.attempts) = (pending, next, attempts);
+        slot.state = SlotState::Live;
+        let bytes = slot.bytes();
+        self.live_slots += 1;
+        self.live_bytes += bytes;
     }
 
     /// Whether nothing in it counts any more.
@@ -117,7 +131,13 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn new(log: Log) -> Self {
-        Self { log, list: Vec::new(), active: None, group_sequence: 1, groups_in_flight: 0 }
+        Self {
+            log,
+            list: Vec::new(),
+            active: None,
+            group_sequence: 1,
+            groups_in_flight: 0,
+        }
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&Segment> {
@@ -137,15 +157,22 @@ impl Segments {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Segment)> {
-        self.list.iter().enumerate().filter_map(|(number, segment)| {
-            // Numbers are given out by `insert`, which counts in u32.
-            segment.as_deref().map(|segment| (number as u32, segment))
-        })
+        self.list
+            .iter()
+            .enumerate()
+            .filter_map(|(number, segment)| {
+                // Numbers are given out by `insert`, which counts in u32.
+                segment.as_deref().map(|segment| (number as u32, segment))
+            })
     }
 
     /// Adds a segment under a number that no file has.
     pub(super) fn insert_new(&mut self, segment: Segment) -> u32 {
-        let number = self.list.iter().position(Option::is_none).unwrap_or(self.list.len()) as u32;
+        let number = self
+            .list
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.list.len()) as u32;
         self.insert(number, segment);
         number
     }
@@ -171,7 +198,9 @@ impl Segments {
     }
 
     pub(super) fn find(&self, wanted: impl Fn(&Segment) -> bool) -> Option<u32> {
-        self.iter().find(|(_, segment)| wanted(segment)).map(|(number, _)| number)
+        self.iter()
+            .find(|(_, segment)| wanted(segment))
+            .map(|(number, _)| number)
     }
 
     pub(super) fn bytes(&self) -> u64 {

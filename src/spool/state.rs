@@ -16,7 +16,7 @@ use crate::time::{Mono, Wall};
 
 use super::commit::{
     BlockPool, Frame, LastGroup, Origin, Pending, lay_out_mail, lay_out_state, mail_group_bytes,
-    state_group_bytes,
+    roster_entry, state_group_bytes,
 };
 use super::format::{
     GROUP_HEADER_BYTES, Log, SEGMENT_HEADER_BYTES, SegmentHeader, Stamp, StateRecord,
@@ -128,10 +128,34 @@ pub struct Extent {
 
 #[derive(Debug)]
 pub(super) enum Flight {
-    Header { log: Log, number: u32, stamp: Stamp },
-    Mail { number: u32, group: u64, messages: Vec<Pending>, slots: Vec<Slot> },
-    State { number: u32, group: u64, records: Vec<StateRecord>, settlements: Vec<Settlement> },
-    Piece { number: u32 },
+    Header {
+        log: Log,
+        number: u32,
+        stamp: Stamp,
+    },
+    Mail {
+        number: u32,
+        group: u64,
+        messages: Vec<Pending>,
+        slots: Vec<Slot>,
+    },
+    State {
+        number: u32,
+        group: u64,
+        records: Vec<StateRecord>,
+        settlements: Vec<Settlement>,
+    },
+    Piece {
+        number: u32,
+    },
+}
+
+/// A group of the message log that is known not to be whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Void {
+    pub(super) group: u64,
+    pub(super) generation: u64,
+    pub(super) segment: u32,
 }
 
 /// The disk failed: since then nothing is taken, until a probe succeeds.
@@ -163,7 +187,13 @@ pub struct Spool {
     pub(super) tickets: Vec<u32>,
     pub(super) mail_unproven: Vec<u64>,
     pub(super) state_unproven: Vec<u64>,
+    /// The lowest group of the state log that is known not to be whole.
+    pub(super) state_torn: Option<u64>,
     pub(super) last: LastGroup,
+    /// The last group of each segment: its roster is in another segment, which may go first.
+    pub(super) tails: Vec<LastGroup>,
+    /// Groups that are known not to be whole, as [`StateRecord::Void`].
+    pub(super) voids: Vec<Void>,
     pub(super) pool: BlockPool,
     pub(super) envelopes: Vec<Vec<u8>>,
     pub(super) batches: Vec<(Vec<Pending>, Vec<Slot>)>,
@@ -205,7 +235,10 @@ impl Spool {
             tickets: Vec::new(),
             mail_unproven: Vec::new(),
             state_unproven: Vec::new(),
+            state_torn: None,
             last: LastGroup::default(),
+            tails: Vec::new(),
+            voids: Vec::new(),
             pool: BlockPool::default(),
             envelopes: Vec::new(),
             batches: Vec::new(),
@@ -225,7 +258,8 @@ impl Spool {
         }
     }
 
-    /// The id for the next message. Never given twice, also across restarts.
+    /// The id for the next message. Never names two stored messages, also across restarts; one that
+    /// left no trace on the disk may come again after a crash.
     pub fn next_id(&mut self) -> MessageId {
         let id = MessageId::new(self.config.shard, self.next_sequence);
         self.next_sequence += 1;
@@ -243,8 +277,15 @@ impl Spool {
         content: Bytes,
         received_at: Wall,
     ) -> Result<(), AppendError> {
-        assert_eq!(id.shard(), self.config.shard, "a message is stored by the shard that named it");
-        assert!(id.sequence() < self.next_sequence, "ids are given out by next_id");
+        assert_eq!(
+            id.shard(),
+            self.config.shard,
+            "a message is stored by the shard that named it"
+        );
+        assert!(
+            id.sequence() < self.next_sequence,
+            "ids are given out by next_id"
+        );
         self.may_append()?;
         if content.len() as u64 > limits::SPOOL_MESSAGE_BYTES_MAX
             || envelope.recipients.len() > limits::RECIPIENTS_MAX as usize
@@ -320,21 +361,37 @@ impl Spool {
     /// A message that recovery found, by its place: where its record is and who waits. `None` for
     /// one that is settled.
     #[must_use]
-    pub fn waiting_at(&self, segment: u32, slot: u32) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
+    pub fn waiting_at(
+        &self,
+        segment: u32,
+        slot: u32,
+    ) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
         let place = Place { segment, slot };
         let slot = self.slot(place).filter(|s| s.state == SlotState::Live)?;
         let pending = match self.progress.get(&slot.sequence) {
             Some(progress) => progress.waiting(),
             None if slot.several => (0..u32::from(slot.pending))
-                .map(|index| PendingRecipient { index, attempts: 0, next: Wall(0) })
+                .map(|index| PendingRecipient {
+                    index,
+                    attempts: 0,
+                    next: Wall(0),
+                })
                 .collect(),
             None => {
                 let next = super::index::from_seconds(slot.next);
-                vec![PendingRecipient { index: 0, attempts: slot.attempts, next }]
+                vec![PendingRecipient {
+                    index: 0,
+                    attempts: slot.attempts,
+                    next,
+                }]
             }
         };
         let extent = self.extent(self.mail.get(segment)?, place);
-        Some((MessageId::new(self.config.shard, slot.sequence), extent, pending))
+        Some((
+            MessageId::new(self.config.shard, slot.sequence),
+            extent,
+            pending,
+        ))
     }
 
     /// The message segments and the number of records in each, in the order of their numbers.
@@ -342,13 +399,19 @@ impl Spool {
     pub fn census(&self) -> Vec<(u32, u32)> {
         let filled = self.mail.iter().filter(|(_, s)| !s.slots.is_empty());
         // A segment holds fewer than 2^32 records.
-        filled.map(|(number, s)| (number, s.slots.len() as u32)).collect()
+        filled
+            .map(|(number, s)| (number, s.slots.len() as u32))
+            .collect()
     }
 
     pub(super) fn extent(&self, segment: &Segment, place: Place) -> Extent {
         let slot = &segment.slots[place.slot as usize];
         Extent {
-            location: Location { segment: place.segment, offset: slot.record, len: slot.len },
+            location: Location {
+                segment: place.segment,
+                offset: slot.record,
+                len: slot.len,
+            },
             generation: segment.stamp.generation,
             head_len: u32::from(slot.head_units) * 64,
             content: slot.content,
@@ -356,7 +419,8 @@ impl Spool {
     }
 
     pub(super) fn place(&self, sequence: u64) -> Option<Place> {
-        self.table.get(sequence, |place| sequence_at(&self.mail, place))
+        self.table
+            .get(sequence, |place| sequence_at(&self.mail, place))
     }
 
     pub(super) fn slot(&self, place: Place) -> Option<&Slot> {
@@ -399,8 +463,15 @@ impl Spool {
             Some(failure) if !failure.probing => failure.retry_at,
             _ => Mono::NEVER,
         };
-        let settle = if self.state_is_ready() { self.settle_due } else { Mono::NEVER };
-        settle.min(self.space_due).min(retry(&self.mail_failure)).min(retry(&self.state_failure))
+        let settle = if self.state_is_ready() {
+            self.settle_due
+        } else {
+            Mono::NEVER
+        };
+        settle
+            .min(self.space_due)
+            .min(retry(&self.mail_failure))
+            .min(retry(&self.state_failure))
     }
 
     /// Whether [`Spool::space`] should be told now.
@@ -425,7 +496,10 @@ impl Spool {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let generation = self.next_generation;
         self.next_generation += 1;
-        Stamp { generation, salt: z ^ (z >> 31) }
+        Stamp {
+            generation,
+            salt: z ^ (z >> 31),
+        }
     }
 
     pub(super) fn log(&mut self, log: Log) -> &mut Segments {
@@ -435,14 +509,30 @@ impl Spool {
         }
     }
 
-    pub(super) fn write(&mut self, flight: Flight, log: Log, segment: u32, offset: u64, block: Block) {
+    pub(super) fn write(
+        &mut self,
+        flight: Flight,
+        log: Log,
+        segment: u32,
+        offset: u64,
+        block: Block,
+    ) {
         let ticket = self.tickets.pop().unwrap_or_else(|| {
             self.flights.push(None);
             self.flights.len() as u32 - 1
         });
-        assert!(self.flights[ticket as usize].is_none(), "a ticket names one write");
+        assert!(
+            self.flights[ticket as usize].is_none(),
+            "a ticket names one write"
+        );
         self.flights[ticket as usize] = Some(flight);
-        self.actions.push_back(Action::Write { ticket, log, segment, offset, block });
+        self.actions.push_back(Action::Write {
+            ticket,
+            log,
+            segment,
+            offset,
+            block,
+        });
     }
 
     // ---- making segments ----
@@ -458,7 +548,12 @@ impl Spool {
         segment.large = large;
         let number = self.log(log).insert_new(segment);
         self.free_bytes = self.free_bytes.saturating_sub(len);
-        self.actions.push_back(Action::Create { log, segment: number, len, prewrite: !large });
+        self.actions.push_back(Action::Create {
+            log,
+            segment: number,
+            len,
+            prewrite: !large,
+        });
         number
     }
 
@@ -467,12 +562,29 @@ impl Spool {
         let stamp = self.stamp();
         let (shard, next_sequence) = (self.config.shard, self.next_sequence);
         let segment = self.log(log).at(number);
-        assert!(segment.in_flight == 0 && segment.live_slots == 0, "nothing live is recycled");
+        assert!(
+            segment.in_flight == 0 && segment.live_slots == 0,
+            "nothing live is recycled"
+        );
         segment.phase = Phase::Stamping;
         segment.in_flight += 1;
-        let len = segment.len;
-        let header = SegmentHeader { log, shard, number, stamp, len, next_sequence };
-        self.write(Flight::Header { log, number, stamp }, log, number, 0, header.encode());
+        let (len, large) = (segment.len, segment.large);
+        let header = SegmentHeader {
+            log,
+            shard,
+            number,
+            stamp,
+            len,
+            large,
+            next_sequence,
+        };
+        self.write(
+            Flight::Header { log, number, stamp },
+            log,
+            number,
+            0,
+            header.encode(),
+        );
     }
 
     fn make_spares(&mut self, now: Mono) {
@@ -538,7 +650,10 @@ impl Spool {
         segment.suspect = true;
         segment.phase = Phase::Removing;
         let large = segment.large;
-        self.actions.push_back(Action::Remove { log, segment: number });
+        self.actions.push_back(Action::Remove {
+            log,
+            segment: number,
+        });
         if large {
             self.abandon_large(number, outcome);
         }
@@ -548,7 +663,10 @@ impl Spool {
     /// A write or a creation failed: refuse, and probe later.
     pub(super) fn fail(&mut self, log: Log, outcome: Outcome, now: Mono) {
         let retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
-        let failure = Some(Failure { retry_at, probing: false });
+        let failure = Some(Failure {
+            retry_at,
+            probing: false,
+        });
         match log {
             Log::Message => self.mail_failure = failure,
             Log::State => self.state_failure = failure,
@@ -565,7 +683,8 @@ impl Spool {
     pub(super) fn refuse_waiting(&mut self, error: AppendError) {
         while let Some(pending) = self.fresh.pop_front().or_else(|| self.large.pop_front()) {
             if let Origin::Fresh(token) = pending.origin {
-                self.completions.push_back(Completion::Append(token, Err(error)));
+                self.completions
+                    .push_back(Completion::Append(token, Err(error)));
             }
         }
     }
@@ -574,20 +693,39 @@ impl Spool {
 
     /// The lowest sequence of a group of the message log that is not known to be complete.
     pub(super) fn proven(&self) -> u64 {
-        self.mail_unproven.iter().copied().min().unwrap_or(self.mail.group_sequence)
+        self.mail_unproven
+            .iter()
+            .copied()
+            .min()
+            .unwrap_or(self.mail.group_sequence)
+    }
+
+    /// The same for the state log. One that failed, or was torn by a crash, is in the way until a
+    /// checkpoint has done away with its segment.
+    fn state_proven(&self) -> u64 {
+        let next = self.state.group_sequence;
+        let lowest = self.state_unproven.iter().copied().min().unwrap_or(next);
+        self.state_torn.map_or(lowest, |torn| torn.min(lowest))
     }
 
     fn seal_mail(&mut self) {
         while self.mail.groups_in_flight < limits::SPOOL_GROUPS_IN_FLIGHT_MAX
             && self.mail_failure.is_none()
         {
-            let (first, copy) = match (self.copies.front(), self.fresh.front()) {
+            let copies = if self.copies_are_ready() {
+                self.copies.front()
+            } else {
+                None
+            };
+            let (first, copy) = match (copies, self.fresh.front()) {
                 (Some(first), _) => (first, true),
                 (None, Some(first)) => (first, false),
                 (None, None) => return,
             };
             let need = mail_group_bytes(first.bytes(), &self.last);
-            let Some(number) = self.room_for(need as u64, copy) else { return };
+            let Some(number) = self.room_for(need as u64, copy) else {
+                return;
+            };
             self.seal_group(number);
         }
     }
@@ -601,13 +739,15 @@ impl Spool {
             return Some(active);
         }
         let free = |s: &Segment| s.phase == Phase::Free && !s.large && s.room() >= bytes;
-        let coming = |s: &Segment| {
-            !s.large && matches!(s.phase, Phase::Making | Phase::Stamping)
-        };
+        let coming = |s: &Segment| !s.large && matches!(s.phase, Phase::Making | Phase::Stamping);
         let spare = self.mail.count(free);
         let growing = self.may_create(self.config.segment_bytes) || self.mail.count(coming) > 0;
         // The last free segment is for stragglers: without it nothing could ever be freed.
-        let enough = if copy || growing { spare > 0 } else { spare > 1 };
+        let enough = if copy || growing {
+            spare > 0
+        } else {
+            spare > 1
+        };
         if enough && let Some(number) = self.mail.find(free) {
             self.mail.seal_active();
             self.mail.active = Some(number);
@@ -625,7 +765,12 @@ impl Spool {
         let (mut messages, slots) = self.batches.pop().unwrap_or_default();
         let mut bytes = 0;
         loop {
-            let queue = if self.copies.is_empty() { &mut self.fresh } else { &mut self.copies };
+            let ready = self.copies_are_ready();
+            let queue = if ready {
+                &mut self.copies
+            } else {
+                &mut self.fresh
+            };
             let Some(next) = queue.front() else { break };
             let more = bytes + next.bytes();
             if !messages.is_empty() && mail_group_bytes(more, &self.last) > room {
@@ -654,18 +799,33 @@ impl Spool {
             sequence: self.mail.group_sequence,
             offset: offset as u32,
             proven: self.proven(),
+            state_proven: self.state_proven(),
             next_sequence: self.next_sequence,
         };
         self.mail.group_sequence += 1;
         self.mail_unproven.push(frame.sequence);
-        lay_out_mail(&frame, &self.last, &messages, placed, &mut block, &mut slots);
+        lay_out_mail(
+            &frame, &self.last, &messages, placed, &mut block, &mut slots,
+        );
+        if self.last.segment != number {
+            self.keep_tail();
+        }
         self.last.sequence = frame.sequence;
         self.last.generation = frame.stamp.generation;
         self.last.segment = number;
         self.last.offset = frame.offset;
         self.last.ids.clear();
-        self.last.ids.extend(messages.iter().map(|m| m.id.sequence()));
-        let flight = Flight::Mail { number, group: frame.sequence, messages, slots };
+        self.last.ids.extend(
+            messages
+                .iter()
+                .map(|m| roster_entry(m.id.sequence(), m.recipients)),
+        );
+        let flight = Flight::Mail {
+            number,
+            group: frame.sequence,
+            messages,
+            slots,
+        };
         self.write(flight, Log::Message, number, offset, block);
     }
 
@@ -680,7 +840,9 @@ impl Spool {
             if now < self.settle_due && waiting < limits::SPOOL_SETTLEMENTS_PER_GROUP_MAX {
                 return;
             }
-            let Some(number) = self.state_room() else { return };
+            let Some(number) = self.state_room() else {
+                return;
+            };
             self.seal_state_group(number);
         }
         if self.settlements.is_empty() && self.chores.is_empty() {
@@ -732,13 +894,19 @@ impl Spool {
             sequence: self.state.group_sequence,
             offset: offset as u32,
             proven: self.proven(),
+            state_proven: self.state_proven(),
             next_sequence: self.next_sequence,
         };
         self.state.group_sequence += 1;
         self.state_unproven.push(frame.sequence);
         lay_out_state(&frame, &records, &mut block);
         records.truncate(own);
-        let flight = Flight::State { number, group: frame.sequence, records, settlements };
+        let flight = Flight::State {
+            number,
+            group: frame.sequence,
+            records,
+            settlements,
+        };
         self.write(flight, Log::State, number, offset, block);
     }
 
@@ -748,22 +916,40 @@ impl Spool {
     pub fn written(&mut self, ticket: u32, block: Block, outcome: Outcome, now: Mono) {
         self.pool.give(block);
         let flight = self.flights.get_mut(ticket as usize).and_then(Option::take);
-        let Some(flight) = flight else { unreachable!("write {ticket} was not in flight") };
+        let Some(flight) = flight else {
+            unreachable!("write {ticket} was not in flight")
+        };
         self.tickets.push(ticket);
         match flight {
             Flight::Header { log, number, stamp } => {
                 self.header_written(log, number, stamp, outcome, now);
             }
-            Flight::Mail { number, group, messages, slots } => {
+            Flight::Mail {
+                number,
+                group,
+                messages,
+                slots,
+            } => {
                 self.mail.groups_in_flight -= 1;
                 self.mail_unproven.retain(|sequence| *sequence != group);
                 let trusted = self.write_ended(Log::Message, number, outcome, now);
+                if !trusted {
+                    self.void(number, group);
+                }
                 self.mail_written(number, messages, slots, outcome, trusted, now);
             }
-            Flight::State { number, group, records, settlements } => {
+            Flight::State {
+                number,
+                group,
+                records,
+                settlements,
+            } => {
                 self.state.groups_in_flight -= 1;
                 self.state_unproven.retain(|sequence| *sequence != group);
                 let trusted = self.write_ended(Log::State, number, outcome, now);
+                if !trusted {
+                    self.state_torn = Some(self.state_torn.map_or(group, |torn| torn.min(group)));
+                }
                 self.state_written(records, settlements, trusted, now);
             }
             Flight::Piece { number } => {
@@ -824,6 +1010,27 @@ impl Spool {
         }
     }
 
+    /// Notes that a group is not whole, so that no later recovery calls it damage. Until the note is
+    /// durable no group vouches for this one.
+    pub(super) fn void(&mut self, segment: u32, group: u64) {
+        let generation = self.mail.at(segment).stamp.generation;
+        let void = Void {
+            group,
+            generation,
+            segment,
+        };
+        if self.voids.contains(&void) {
+            return;
+        }
+        self.voids.push(void);
+        self.mail_unproven.push(group);
+        self.chores.push_back(StateRecord::Void {
+            group,
+            generation,
+            segment,
+        });
+    }
+
     fn mail_written(
         &mut self,
         number: u32,
@@ -838,27 +1045,44 @@ impl Spool {
             match pending.origin {
                 Origin::Fresh(token) if trusted => {
                     let id = pending.id;
-                    let location =
-                        Location { segment: number, offset: slot.record, len: slot.len };
+                    let location = Location {
+                        segment: number,
+                        offset: slot.record,
+                        len: slot.len,
+                    };
                     let at = self.mail.at(number).push(slot);
-                    self.admit(id.sequence(), Place { segment: number, slot: at });
+                    self.admit(
+                        id.sequence(),
+                        Place {
+                            segment: number,
+                            slot: at,
+                        },
+                    );
                     let stored = Stored::proven(id, location);
-                    self.completions.push_back(Completion::Append(token, Ok(stored)));
+                    self.completions
+                        .push_back(Completion::Append(token, Ok(stored)));
                 }
                 Origin::Fresh(token) => {
                     // Unknown: whole on disk, perhaps. A tombstone keeps it from coming back after
                     // its sender was told to try again.
                     let sequence = slot.sequence;
-                    self.mail.at(number).push(Slot { state: SlotState::Dead, ..slot });
-                    self.chores.push_back(StateRecord::Dead { first: sequence, count: 1 });
+                    self.mail.at(number).push(Slot {
+                        state: SlotState::Dead,
+                        ..slot
+                    });
+                    self.chores.push_back(StateRecord::Dead {
+                        first: sequence,
+                        count: 1,
+                    });
                     self.due(now);
                     let error = match outcome {
                         Outcome::Full => AppendError::Full,
                         Outcome::Done | Outcome::Failed => AppendError::Failed,
                     };
-                    self.completions.push_back(Completion::Append(token, Err(error)));
+                    self.completions
+                        .push_back(Completion::Append(token, Err(error)));
                 }
-                Origin::Copy(from) => self.copy_written(number, from, slot, trusted, now),
+                Origin::Copy(from) => self.copy_written(number, from, slot, trusted),
             }
             if self.envelopes.len() < 1024 && pending.envelope.capacity() <= 4096 {
                 self.envelopes.push(pending.envelope);
@@ -891,6 +1115,11 @@ impl Spool {
             self.due(now);
             return;
         }
+        for record in &records {
+            if let StateRecord::Void { group, .. } = record {
+                self.mail_unproven.retain(|sequence| sequence != group);
+            }
+        }
         for settlement in settlements {
             if self.apply(&settlement) != Change::None {
                 self.completions.push_back(Completion::Settled(settlement));
@@ -901,7 +1130,9 @@ impl Spool {
     /// Applies a durable settlement to the index.
     pub(super) fn apply(&mut self, settlement: &Settlement) -> Change {
         let sequence = settlement.id.sequence();
-        let Some(place) = self.place(sequence) else { return Change::None };
+        let Some(place) = self.place(sequence) else {
+            return Change::None;
+        };
         let slot = &mut self.mail.at(place.segment).slots[place.slot as usize];
         let change = if slot.several {
             let total = u32::from(slot.pending);
@@ -916,7 +1147,9 @@ impl Spool {
         if change == Change::Finished {
             self.progress.remove(&sequence);
             self.forget(sequence);
-            self.mail.at(place.segment).retire(place.slot, SlotState::Dead);
+            self.mail
+                .at(place.segment)
+                .retire(place.slot, SlotState::Dead);
         }
         change
     }
@@ -942,13 +1175,16 @@ impl Spool {
 
     /// The ids of the latest group go to the state log, when no later group may come to list them.
     pub(super) fn push_roster(&mut self) {
-        let last = &self.last;
-        self.chores.extend(last.ids.iter().map(|id| StateRecord::Roster {
-            sequence: *id,
-            group: last.sequence,
-            generation: last.generation,
-            segment: last.segment,
-        }));
+        push_roster(&mut self.chores, &self.last);
+    }
+
+    /// The latest group is the last of its segment for now: its ids go to the state log, to stay
+    /// there as long as the segment.
+    pub(super) fn keep_tail(&mut self) {
+        if !self.last.ids.is_empty() {
+            self.push_roster();
+            self.tails.push(self.last.clone());
+        }
     }
 
     fn is_quiet(&self) -> bool {
@@ -1000,7 +1236,10 @@ impl Spool {
     }
 
     pub(super) fn live_bytes(&self) -> u64 {
-        self.mail.iter().map(|(_, segment)| segment.live_bytes).sum()
+        self.mail
+            .iter()
+            .map(|(_, segment)| segment.live_bytes)
+            .sum()
     }
 
     fn index_bytes(&self) -> u64 {
@@ -1010,8 +1249,20 @@ impl Spool {
     }
 }
 
+pub(super) fn push_roster(chores: &mut VecDeque<StateRecord>, group: &LastGroup) {
+    chores.extend(group.ids.iter().map(|id| StateRecord::Roster {
+        entry: *id,
+        group: group.sequence,
+        generation: group.generation,
+        segment: group.segment,
+    }));
+}
+
 pub(super) fn sequence_at(mail: &Segments, place: Place) -> u64 {
-    match mail.get(place.segment).and_then(|s| s.slots.get(place.slot as usize)) {
+    match mail
+        .get(place.segment)
+        .and_then(|s| s.slots.get(place.slot as usize))
+    {
         Some(slot) => slot.sequence,
         None => unreachable!("the table names slots that exist"),
     }
@@ -1041,7 +1292,12 @@ fn apply_single(slot: &mut Slot, settlement: &Settlement) -> Change {
 fn push_run(records: &mut Vec<StateRecord>, own: usize, settlement: &Settlement) {
     let sequence = settlement.id.sequence();
     if records.len() > own
-        && let Some(StateRecord::Settled { sequence: s, first, count, kind }) = records.last_mut()
+        && let Some(StateRecord::Settled {
+            sequence: s,
+            first,
+            count,
+            kind,
+        }) = records.last_mut()
         && *s == sequence
         && *kind == settlement.kind
         && first.checked_add(*count) == Some(settlement.recipient)

@@ -97,6 +97,8 @@ pub(crate) struct Workspace<const N: usize, const M: usize> {
     table: Table<N>,
     secret: Secret<N>,
     public: Public<M>,
+    #[cfg(test)]
+    sabotage: bool,
 }
 
 /// What is wiped after each batch.
@@ -137,6 +139,8 @@ impl<const N: usize, const M: usize> Default for Workspace<N, M> {
                 signature: zero(),
                 check: zero(),
             },
+            #[cfg(test)]
+            sabotage: false,
         }
     }
 }
@@ -185,7 +189,17 @@ impl<const N: usize, const M: usize> Workspace<N, M> {
         );
         secret.wipe();
         self.table.wipe();
+        #[cfg(test)]
+        if self.sabotage {
+            self.public.signature[3].0[2] ^= 1;
+        }
         self.verified(ifma, batch, octets)
+    }
+
+    /// Lane 2 computes wrongly from now on, or no longer.
+    #[cfg(test)]
+    pub(crate) fn sabotage(&mut self, on: bool) {
+        self.sabotage = on;
     }
 
     /// Lays out the encoded digests and the public numbers.

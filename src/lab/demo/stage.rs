@@ -166,22 +166,21 @@ impl<'a> Stage<'a> {
         let deadline = Instant::now() + self.options.drain;
         let mut target = recipients;
         loop {
-            while self.settled() < target {
-                if Instant::now() >= deadline {
-                    return Ok(());
-                }
+            while self.settled() < target && Instant::now() < deadline {
                 self.tick()?;
             }
-            // The counters are ahead of the ledger by one report.
+            // Read before the ledgers, which are behind the counters by one report: whatever arrives
+            // in between makes the next target too low, never too high.
+            let settled = self.settled();
             self.tick()?;
             self.tick()?;
             let (books, _) = books(&self.ledger, self.sink.ledgers())?;
             let outstanding = books.verdict().outstanding();
-            if outstanding == 0 {
+            if outstanding == 0 || Instant::now() >= deadline {
                 return Ok(());
             }
             // Duplicates and deliveries without acknowledgement were counted as well.
-            target = self.settled() + outstanding;
+            target = settled + outstanding;
         }
     }
 

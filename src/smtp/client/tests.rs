@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::message::MessageId;
+use crate::message::{MessageId, Notify, Ret};
 use crate::smtp::server::{Server, ServerConfig, ServerEvent};
 use crate::time::Wall;
 
@@ -645,6 +645,20 @@ fn large_content() {
     assert_eq!(total, 40_000 + 3);
 }
 
+/// How many transactions ended, all delivered, in order from the token `next`.
+fn delivered(events: impl Iterator<Item = ClientEvent>, next: u64) -> u64 {
+    let mut count = 0;
+    for event in events {
+        if let ClientEvent::Done { token, outcomes } = event {
+            assert_eq!(token, next + count, "in order");
+            let ok = |outcome: &Outcome| matches!(outcome, Outcome::Delivered { .. });
+            assert!(outcomes.iter().all(ok), "{outcomes:?}");
+            count += 1;
+        }
+    }
+    count
+}
+
 /// Our two ends, octets split at random: what goes in comes out, once, in order.
 #[test]
 fn client_and_server_agree() {
@@ -714,51 +728,43 @@ fn client_and_server_agree() {
             let take = next(to_client.len() + 1);
             client.input(&to_client[..take], NOW, &mut events);
             to_client.drain(..take);
-            for event in events.drain(..) {
-                if let ClientEvent::Done { token, outcomes } = event {
-                    assert_eq!(token, done, "in order");
-                    assert!(
-                        outcomes
-                            .iter()
-                            .all(|outcome| matches!(outcome, Outcome::Delivered { .. }))
-                    );
-                    done += 1;
-                }
-            }
+            done += delivered(events.drain(..), done);
         }
         assert_eq!(got, expected);
     }
 }
 
+/// What a hostile peer is made of.
+const WORDS: [&[u8]; 24] = [
+    b"250 ok\r\n",
+    b"250 ok\r\n",
+    b"250 2.1.5 ok\r\n",
+    b"250-a\r\n",
+    b"354 go\r\n",
+    b"354 go\r\n",
+    b"421 bye\r\n",
+    b"450 4.2.1 x\r\n",
+    b"550 5.1.1 x\r\n",
+    b"552 many\r\n",
+    b"452 many\r\n",
+    b"220 hi\r\n",
+    b"250-PIPELINING\r\n250-CHUNKING\r\n250 SIZE\r\n",
+    b"250-x\r\n250 PIPELINING\r\n",
+    b"503 no\r\n",
+    b"554 no\r\n",
+    b"\r\n",
+    b"\xff",
+    b"250",
+    b" ",
+    b"521 no\r\n",
+    b"251 x\n",
+    b"250-LIMITS RCPTMAX=1 RCPTDOMAINMAX=1\r\n",
+    b"250 ok\r\n250 ok\r\n250 ok\r\n",
+];
+
 /// A peer that says anything: every transaction ends exactly once, with an outcome per recipient.
 #[test]
 fn fuzz_client_session() {
-    let words: [&[u8]; 24] = [
-        b"250 ok\r\n",
-        b"250 ok\r\n",
-        b"250 2.1.5 ok\r\n",
-        b"250-a\r\n",
-        b"354 go\r\n",
-        b"354 go\r\n",
-        b"421 bye\r\n",
-        b"450 4.2.1 x\r\n",
-        b"550 5.1.1 x\r\n",
-        b"552 many\r\n",
-        b"452 many\r\n",
-        b"220 hi\r\n",
-        b"250-PIPELINING\r\n250-CHUNKING\r\n250 SIZE\r\n",
-        b"250-x\r\n250 PIPELINING\r\n",
-        b"503 no\r\n",
-        b"554 no\r\n",
-        b"\r\n",
-        b"\xff",
-        b"250",
-        b" ",
-        b"521 no\r\n",
-        b"251 x\n",
-        b"250-LIMITS RCPTMAX=1 RCPTDOMAINMAX=1\r\n",
-        b"250 ok\r\n250 ok\r\n250 ok\r\n",
-    ];
     let mut seed = 77u64;
     let mut next = move |bound: usize| {
         seed = seed
@@ -789,7 +795,7 @@ fn fuzz_client_session() {
             if next(20) == 0 {
                 client.quit();
             }
-            client.input(words[next(words.len())], NOW, &mut events);
+            client.input(WORDS[next(WORDS.len())], NOW, &mut events);
         }
         client.unsent(next(3) as u64);
         client.disconnected(Disconnect::Eof, &mut events);
