@@ -10,6 +10,125 @@
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
 
+/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below it;
+/// beyond it sessions wait in line for a buffer.
+pub const RECV_BUFFERS: u16 = 256;
+
+/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With 256
+/// of them 4 MiB per shard, touched only when used.
+pub const RECV_BUFFER_BYTES: usize = 16 << 10;
+
+/// Most received chunks that wait for a session's reader before its receive is paused: a pipelining
+/// peer keeps two or three in flight. When buffers are scarce it is 1.
+pub const RECV_UNREAD_MAX: u16 = 4;
+const _: () = assert!(RECV_UNREAD_MAX * 50 < RECV_BUFFERS);
+
+/// Most connections accepted ahead of the task that takes them; the rest wait in the kernel's
+/// backlog, which refuses on its own.
+pub const ACCEPTED_AHEAD_MAX: usize = 128;
+
+/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
+/// microsecond each, half a millisecond.
+pub const TASKS_PER_TURN: usize = 512;
+
+// ---- message ----
+
+/// Longest local part in octets, quotes included: RFC 5321 4.5.3.1.1.
+pub const LOCAL_PART_BYTES_MAX: usize = 64;
+
+/// Longest domain in octets: RFC 5321 4.5.3.1.2.
+pub const DOMAIN_BYTES_MAX: usize = 255;
+
+/// Longest label of a domain in octets: RFC 1035 2.3.4.
+pub const LABEL_BYTES_MAX: usize = 63;
+
+/// Longest path in octets, with its angle brackets: RFC 5321 4.5.3.1.3.
+pub const PATH_BYTES_MAX: usize = 256;
+const _: () = assert!(LOCAL_PART_BYTES_MAX + DOMAIN_BYTES_MAX > PATH_BYTES_MAX);
+
+/// Most recipients of one message: a hundred times what RFC 5321 4.5.3.1.8 asks for, and what a
+/// mailing list server hands over at once; the envelope stays below 8 MiB.
+pub const RECIPIENTS_MAX: u32 = 10_000;
+
+/// Longest free text of an envelope (ENVID, ORCPT, pool, campaign ...) in octets: ORCPT is the
+/// longest with 500 (RFC 3461 4.2).
+pub const ENVELOPE_TEXT_BYTES_MAX: usize = 500;
+const _: () = assert!(ENVELOPE_TEXT_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(PATH_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+const _: () =
+    assert!((RECIPIENTS_MAX as usize) * (PATH_BYTES_MAX + ENVELOPE_TEXT_BYTES_MAX + 16) < 8 << 20);
+
+/// Received fields at which a message is taken to be in a loop: RFC 5321 6.3 asks for at least 100.
+pub const RECEIVED_MAX: u32 = 100;
+
+/// Largest header section in octets: four times what the largest receivers take; the scan of a
+/// header must not hold up the other connections of its core (1 MiB takes about a millisecond).
+pub const HEADER_BYTES_MAX: usize = 1 << 20;
+
+/// Longest value of a control field (X-Postrider-Campaign ...) in octets: it becomes a label of
+/// metrics and accounting records.
+pub const CONTROL_VALUE_BYTES_MAX: usize = 128;
+const _: () = assert!(CONTROL_VALUE_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+
+/// Most control fields in one message: six names exist; more than twice as many are a mistake.
+pub const CONTROL_FIELDS_MAX: usize = 12;
+
+/// Longest line of a message in octets, without its CRLF: RFC 5321 4.5.3.1.6.
+pub const TEXT_LINE_BYTES_MAX: usize = 998;
+
+/// Largest part of the original message that a DSN returns, in octets: a campaign of large messages
+/// to a dead domain must not come back at full size.
+pub const DSN_CONTENT_BYTES_MAX: usize = 50 << 10;
+
+/// Longest diagnostic text that a DSN repeats, in octets: two reply lines of the length that
+/// RFC 5321 4.5.3.1.5 allows.
+pub const DSN_DIAGNOSTIC_BYTES_MAX: usize = 1024;
+
+/// Recipients that the part of a DSN for human readers lists; the machine readable part lists all.
+pub const DSN_LISTED_MAX: usize = 50;
+
+// ---- smtp ----
+
+/// Longest command line that the server reads, in octets with its CRLF: RFC 5321 asks for 512, and
+/// each extension adds its own; the longest legal RCPT (path, NOTIFY, ORCPT of 500) stays below.
+pub const SMTP_COMMAND_BYTES_MAX: usize = 2048;
+const _: () = assert!(SMTP_COMMAND_BYTES_MAX > 512 + 28 + 7 + ENVELOPE_TEXT_BYTES_MAX);
+
+/// Longest line of a reply that the client reads, in octets: four times what RFC 5321 4.5.3.1.5
+/// allows, because banners of real hosts are longer than allowed.
+pub const SMTP_REPLY_LINE_BYTES_MAX: usize = 2048;
+
+/// Most lines of one reply: the longest EHLO in the field has about 30; a reply without an end is
+/// an attack on our patience.
+pub const SMTP_REPLY_LINES_MAX: usize = 128;
+
+/// Most octets of the text of one reply: what a peer may make us hold.
+pub const SMTP_REPLY_BYTES_MAX: usize = 16 << 10;
+const _: () = assert!(SMTP_REPLY_LINE_BYTES_MAX <= SMTP_REPLY_BYTES_MAX);
+
+/// Longest text of a reply kept in an outcome, in octets: one reply line of RFC 5321 4.5.3.1.5. It
+/// goes to the accounting record and the DSN.
+pub const SMTP_OUTCOME_TEXT_BYTES_MAX: usize = 512;
+
+/// Most room reserved for content on the word of the client (SIZE, BDAT), in octets: a lie must not
+/// reserve more than the liar sends; above it, the content grows by doubling.
+pub const SMTP_CONTENT_RESERVE_MAX: u64 = 256 << 10;
+
+/// Room for content when the client announced no size, in octets: the common message fits.
+pub const SMTP_CONTENT_RESERVE_DEFAULT: usize = 16 << 10;
+
+/// Most pieces that one `poll_output` of the client yields: below IOV_MAX (1024), so that they go
+/// out in one gathered write, and so that a body of dots does not become a million pieces at once.
+pub const SMTP_OUTPUT_PIECES_MAX: usize = 512;
+
+/// Largest message sent as BDAT in one segment with MAIL and RCPT, in octets, before any reply:
+/// above it, the bandwidth lost when all recipients are refused weighs more than a round trip.
+pub const SMTP_EAGER_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest ENVID in octets after decoding (RFC 3461 4.4).
+pub const SMTP_ENVID_BYTES_MAX: usize = 100;
+const _: () = assert!(SMTP_ENVID_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
+
 // ---- dkim ----
 
 /// Largest private key file, in bytes: an RSA-8192 key in PEM has 6.4 KiB; more is not a key.
@@ -34,3 +153,251 @@ pub const DKIM_JOBS_MAX: usize = 2048;
 /// 0.7 ms), which is how long signing may keep a shard from its sockets.
 pub const DKIM_BATCH_MAX: usize = 8;
 const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
+
+// ---- routing ----
+
+/// MX hosts of a domain that are used, best preference first: the largest providers publish 6; a
+/// hostile zone could name thousands.
+pub const MX_MAX: usize = 20;
+
+/// Addresses of one MX host and family that are used: the host is one party, and eight of its
+/// addresses that do not answer are enough.
+pub const HOST_ADDRESSES_MAX: usize = 8;
+
+/// Addresses that one delivery attempt may try, all hosts together.
+pub const TARGETS_MAX: usize = 40;
+const _: () = assert!(HOST_ADDRESSES_MAX * 2 <= TARGETS_MAX);
+const _: () = assert!(MX_MAX <= TARGETS_MAX);
+
+/// Links of a CNAME chain that are followed; longer ones are mistakes (as BIND and Unbound hold).
+pub const CNAME_CHAIN_MAX: usize = 8;
+
+/// Bytes of a site's name; a longer roll-up is cut and ends in a hash of the whole.
+pub const SITE_NAME_BYTES_MAX: usize = 200;
+
+/// Routes of a node; each lookup is a few hash probes, however many.
+pub const ROUTES_MAX: usize = 100_000;
+
+// ---- spool ----
+
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
+/// so that trace fields still fit.
+pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
+pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
+const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
+const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
+
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
+/// per second, and small enough that freeing one soon matters.
+pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Smallest segment: on small file systems segments shrink, below this headers would dominate.
+pub const SPOOL_SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+/// Largest segment: offsets in it have 32 bits, with room for the largest message's own segment.
+pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
+const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
+
+/// Bytes of a state segment: 125,000 settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// Smallest state segment: two groups of settlements.
+pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
+const _: () =
+    assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
+
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
+/// writing, so that a message waits for two groups well below 5 ms.
+pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
+
+/// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
+/// tail is short.
+pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
+
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+
+/// Settlements of one state group: 64 KiB of records.
+pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
+
+/// Free message segments kept ready: one to roll over to, one while the next is being made.
+pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
+
+/// Messages copied forward in one batch, which becomes one group: many, because small messages are
+/// only dense when they share blocks; few enough that reading them does not flood the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 512;
+
+/// Damage listed one by one at recovery; what exceeds it is counted only.
+pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;
+
+/// How long after a failed write the disk is probed again, in milliseconds: mail is taken again
+/// within 5 s of the disk's return.
+pub const SPOOL_PROBE_MS: u64 = 1_000;
+
+/// How often free space is asked for, in milliseconds.
+pub const SPOOL_SPACE_MS: u64 = 500;
+
+/// Settlements that may wait for a failing disk before new mail is refused.
+pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
+
+// ---- queue ----
+
+/// Most entries of one shard's queue: 2^26, 4 GiB of entries. Beyond it a shard must refuse mail;
+/// the memory budget of a real server is met long before.
+pub const QUEUE_ENTRIES_MAX: u32 = 1 << 26;
+
+/// Most egress paths of one shard: a path that has nothing to do is forgotten and one with work has
+/// an entry or a connection, so the entries bound the paths too; this is only where indexes end.
+pub const QUEUE_PATHS_MAX: u32 = 1 << 27;
+const _: () = assert!(QUEUE_ENTRIES_MAX < QUEUE_PATHS_MAX / 2 + 1);
+
+/// Paths without entries and connections that are remembered, with their backoff and counters:
+/// 65,536, about 16 MiB.
+pub const QUEUE_PATHS_VACANT_MAX: u32 = 1 << 16;
+const _: () = assert!(QUEUE_PATHS_VACANT_MAX < QUEUE_PATHS_MAX);
+
+/// Most connections of one path, whatever is configured: above a thousand to one site from one
+/// address every receiver we know refuses.
+pub const QUEUE_PATH_CONNECTIONS_MAX: u32 = 1024;
+
+/// Connections of all paths of a shard, by default: half of the 65,536 descriptors that a service
+/// unit usually gets, the other half being for inbound sessions.
+pub const QUEUE_CONNECTIONS_TOTAL_MAX: u32 = 32_768;
+const _: () = assert!(QUEUE_PATH_CONNECTIONS_MAX <= QUEUE_CONNECTIONS_TOTAL_MAX);
+
+/// Connections that a path opens before its first success: two, so that one slow host of the site
+/// does not hold up the path, and a dead one costs only two attempts.
+pub const QUEUE_CONNECTIONS_INITIAL: u32 = 2;
+const _: () = assert!(QUEUE_CONNECTIONS_INITIAL <= QUEUE_PATH_CONNECTIONS_MAX);
+
+/// Entries that one event may move (wheel, expiry, deferral of a whole path): 1,024 at about 100 ns
+/// keep the shard's other work waiting for 0.1 ms at most.
+pub const QUEUE_WORK_MAX: u32 = 1024;
+
+/// Bytes of the last error that a path keeps for the operator: one reply line.
+pub const QUEUE_CAUSE_BYTES_MAX: usize = 512;
+
+/// Most delays of a retry schedule; 64 distinct ones are more than anybody can reason about.
+pub const QUEUE_RETRY_DELAYS_MAX: usize = 64;
+
+/// Shortest delay between two attempts: one second; shorter ones hammer the receiver.
+pub const QUEUE_RETRY_DELAY_MIN: core::time::Duration = core::time::Duration::from_secs(1);
+
+/// Longest expiry: 30 days, six times what RFC 5321 4.5.4.1 advises.
+pub const QUEUE_EXPIRY_MAX: core::time::Duration = core::time::Duration::from_secs(30 * 86_400);
+const _: () = assert!(QUEUE_RETRY_DELAY_MIN.as_nanos() < QUEUE_EXPIRY_MAX.as_nanos());
+
+/// Longest period of a rate: 31 days, a monthly quota.
+pub const QUEUE_RATE_PERIOD_MAX: core::time::Duration =
+    core::time::Duration::from_secs(31 * 86_400);
+
+// ---- service ----
+
+/// Most inbound sessions of one shard: 10,000 idle ones at under 2 KiB each are 20 MiB, and twice
+/// that is still little beside the fresh messages.
+pub const SESSIONS_MAX: u32 = 20_000;
+
+/// Bytes of fresh messages that one shard keeps in memory for their first attempt: some 6,000 of
+/// 10 KiB, a fifth of a second of saturated traffic; beyond it delivery reads the spool.
+pub const FRESH_BYTES_MAX: u64 = 64 << 20;
+
+/// Domains whose way a shard remembers: a campaign's usual few hundred thousand cost 20 MiB.
+pub const WAYS_MAX: usize = 200_000;
+
+/// Egress paths whose target a shard remembers before it drops those that the brain has forgotten.
+pub const PATHS_REMEMBERED_MAX: usize = 100_000;
+
+/// Addresses tried in one dial: RFC 5321 5.1 wants at least two; with a connect timeout each, more
+/// would keep a dead site's dial busy for minutes.
+pub const DIAL_ADDRESSES_MAX: usize = 6;
+
+/// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
+/// three minutes.
+pub const SEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
+
+/// Messages that recovery gives to the brain in one turn of the loop: about a millisecond of work.
+pub const RESTORE_PORTION: usize = 512;
+
+/// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
+pub const DRAIN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Letters that wait in a shard's mailbox: some 50 ms of saturated cross-shard traffic; what does
+/// not fit waits with its sender.
+pub const MAILBOX_LETTERS_MAX: usize = 16_384;
+
+/// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
+pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
+
+/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
+pub const RESOLVER_TTL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).
+pub const RESOLVER_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+/// Longest life of a negative answer (RFC 2308 5: one to three hours work well; we want less, since
+/// it delays mail to a domain that was just set up).
+pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// DNS questions under way at once; the rest wait in order.
+pub const QUESTIONS_AT_ONCE_MAX: usize = 512;
+
+// ---- config ----
+
+/// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.
+pub const CONFIG_BYTES_MAX: usize = 8 << 20;
+
+/// Most mistakes reported at once: what a person corrects before looking again.
+pub const CONFIG_ERRORS_MAX: usize = 50;
+
+/// Most sources of one node: four /22 networks. A source number has 16 bits in a path.
+pub const SOURCES_MAX: usize = 4096;
+const _: () = assert!(SOURCES_MAX <= u16::MAX as usize);
+
+/// Least number of recipients that a server must accept in one transaction (RFC 5321 4.5.3.1.8),
+/// hence also the most that a client may count on.
+pub const RECIPIENTS_ACCEPTED_MIN: u32 = 100;
+
+// ---- admin ----
+
+/// Longest head of a request or an answer on the admin socket; ours are under 500 bytes.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Longest answer that `postrider ctl` reads: 100,000 paths of 200 bytes are 20 MB.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Longest request body on the admin socket: a selector of paths.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Most admin requests that wait for the node: an operator, a script and a scraper, with room.
+pub const ADMIN_CALLS_MAX: usize = 16;
+
+// ---- lab ----
+
+/// Bytes of ledger records gathered before they go to the file: large enough that the system call
+/// costs nothing per message, small enough that a counter that is watched is never far ahead.
+pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
+
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
+/// descriptors where nobody raised the limit.
+pub const LAB_SITES_MAX: u32 = 512;
+
+/// Most domains of one sink: their names are computed, not stored; five digits keep them short.
+pub const LAB_DOMAINS_MAX: u32 = 100_000;
+const _: () = assert!(LAB_SITES_MAX <= LAB_DOMAINS_MAX);
+
+/// Most inbound sessions of one load generator: the ephemeral ports of one source address.
+pub const LAB_SESSIONS_MAX: u32 = 20_000;
+
+/// Longest command line that a sink reads, in bytes: RFC 5321 4.5.3.1.4 asks for 512; parameters of
+/// extensions add to it.
+pub const LAB_LINE_MAX: usize = 4096;
+
+/// Most recipients that a sink takes in one transaction: RFC 5321 4.5.3.1.8 asks for 100 at least.
+pub const LAB_RECIPIENTS_MAX: usize = 10_000;
+
+/// Most (sender, recipient) pairs that greylisting remembers; a pair beyond it is taken at once, so
+/// that a long run costs at most about 64 MiB.
+pub const LAB_GREYLIST_MAX: usize = 2_000_000;

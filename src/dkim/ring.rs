@@ -261,6 +261,12 @@ impl KeyRing {
         &self.default
     }
 
+    /// Whether nothing would ever be signed or refused.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.no_key == NoKey::SendUnsigned && self.identities().next().is_none()
+    }
+
     /// Every identity once, for checks and reports.
     pub fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
         self.exact

@@ -1,9 +1,13 @@
 //! engine - the port that drivers are written against, and what implements it.
 //!
-//! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe code.
+//! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe
+//! code.
 
+pub mod mesh;
 pub mod port;
+pub mod sim;
 pub mod sys;
+pub mod uring;
 
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
 pub use sys::block::Block;

@@ -1,7 +1,7 @@
 //! Block - memory that O_DIRECT accepts.
 //!
 //! What: a zeroed buffer whose address and length are multiples of 4096, the unit of the spool's
-//! writes.
+//! writes. Its length may change within its capacity, so that one block serves groups of any size.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -15,6 +15,7 @@ pub const BLOCK_ALIGN: usize = 4096;
 pub struct Block {
     start: NonNull<u8>,
     len: usize,
+    capacity: usize,
 }
 
 // SAFETY: a Block owns its memory alone, as a Box<[u8]> does.
@@ -38,7 +39,27 @@ impl Block {
         let Some(start) = NonNull::new(start) else {
             handle_alloc_error(layout)
         };
-        Self { start, len }
+        Self {
+            start,
+            len,
+            capacity: len,
+        }
+    }
+
+    /// Bytes that the block can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sets the length to `len`, rounded up as in [`Block::zeroed`]. The bytes stay what they were.
+    ///
+    /// # Panics
+    /// When that is more than the capacity: a bug.
+    pub fn set_len(&mut self, len: usize) {
+        let len = len.max(1).next_multiple_of(BLOCK_ALIGN);
+        assert!(len <= self.capacity, "a block does not grow");
+        self.len = len;
     }
 
     fn layout(len: usize) -> Layout {
@@ -54,7 +75,7 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` points to `len` initialised bytes that live as long as self.
+        // SAFETY: `start` points to `capacity >= len` initialised bytes that live as long as self.
         // JUSTIFICATION: the allocation was made by hand, see zeroed().
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -72,7 +93,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         // SAFETY: allocated in zeroed() with the same layout, freed once.
         // JUSTIFICATION: the allocation was made by hand, see zeroed().
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
+        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 
@@ -85,6 +106,17 @@ impl std::fmt::Debug for Block {
 #[cfg(test)]
 mod tests {
     use super::{BLOCK_ALIGN, Block};
+
+    // A shorter length hides bytes and a longer one shows them again, within the capacity.
+    #[test]
+    fn length_changes_within_the_capacity() {
+        let mut block = Block::zeroed(8192);
+        block[8191] = 9;
+        block.set_len(100);
+        assert_eq!((block.len(), block.capacity()), (4096, 8192));
+        block.set_len(8192);
+        assert_eq!(block[8191], 9);
+    }
 
     // Address and length are what O_DIRECT wants, and the memory is zeroed and writable.
     #[test]

@@ -1,4 +1,9 @@
 //! engine::sys - all unsafe code of the house, each use with the reason why it is sound.
 
 pub mod block;
+pub(crate) mod buffers;
+pub(crate) mod map;
+pub(crate) mod owner;
+pub(crate) mod ring;
+pub(crate) mod socket;
 pub mod ifma;

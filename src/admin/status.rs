@@ -1,0 +1,178 @@
+//! status - what a node tells about itself, as plain values.
+//!
+//! The field names are interface: JSON of the control API and `--json` of `postrider ctl`. Fields
+//! are added, never renamed.
+
+use serde::{Deserialize, Serialize};
+
+/// GET /status.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// `node.hostname`.
+    pub hostname: String,
+    /// The version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the node accepts mail.
+    pub uptime_seconds: u64,
+    /// Whether the node is draining: it accepts nothing more and ends when it is done.
+    pub draining: bool,
+    /// One per shard, in order.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// What one shard has at this moment, and what it has done since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// The number of the shard.
+    pub shard: u16,
+    /// Inbound connections open now.
+    pub sessions: u64,
+    /// Outbound connections open now.
+    pub connections: u64,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries being sent now.
+    pub in_flight: u64,
+    /// What it has done.
+    #[serde(flatten)]
+    pub counters: Counters,
+}
+
+/// Totals since the start; they only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Inbound connections accepted.
+    pub sessions_total: u64,
+    /// Inbound connections refused because of a limit.
+    pub sessions_refused: u64,
+    /// Messages answered 250: they are on stable storage.
+    pub messages_accepted: u64,
+    /// Recipients of those messages.
+    pub recipients_accepted: u64,
+    /// Bytes of those messages.
+    pub bytes_accepted: u64,
+    /// Messages refused at the end of data.
+    pub messages_refused: u64,
+    /// Recipients delivered.
+    pub delivered: u64,
+    /// Attempts that were put off (one recipient may count many times).
+    pub attempts_deferred: u64,
+    /// Recipients refused for good by the receiver.
+    pub failed: u64,
+    /// Recipients given up by age.
+    pub expired: u64,
+    /// Attempts whose end-of-data reply never came.
+    pub ambiguous: u64,
+    /// Delivery status notifications made.
+    pub notifications: u64,
+    /// Outbound connections established.
+    pub connections_total: u64,
+    /// Outbound connections that could not be established.
+    pub connections_failed: u64,
+}
+
+impl Counters {
+    /// Adds another shard's totals.
+    pub fn add(&mut self, other: &Self) {
+        for ((_, mine), (_, theirs)) in self.fields_mut().into_iter().zip(other.fields()) {
+            *mine = mine.saturating_add(theirs);
+        }
+    }
+
+    /// Every total with its name.
+    #[must_use]
+    pub fn fields(&self) -> [(&'static str, u64); 14] {
+        let mut copy = *self;
+        copy.fields_mut().map(|(name, value)| (name, *value))
+    }
+
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 14] {
+        [
+            ("sessions_total", &mut self.sessions_total),
+            ("sessions_refused", &mut self.sessions_refused),
+            ("messages_accepted", &mut self.messages_accepted),
+            ("recipients_accepted", &mut self.recipients_accepted),
+            ("bytes_accepted", &mut self.bytes_accepted),
+            ("messages_refused", &mut self.messages_refused),
+            ("delivered", &mut self.delivered),
+            ("attempts_deferred", &mut self.attempts_deferred),
+            ("failed", &mut self.failed),
+            ("expired", &mut self.expired),
+            ("ambiguous", &mut self.ambiguous),
+            ("notifications", &mut self.notifications),
+            ("connections_total", &mut self.connections_total),
+            ("connections_failed", &mut self.connections_failed),
+        ]
+    }
+}
+
+/// One element of GET /paths: an egress path, a source with a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// Name of the source.
+    pub source: String,
+    /// Name of the site.
+    pub site: String,
+    /// The shard that owns the path.
+    pub shard: u16,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries being sent now.
+    pub in_flight: u64,
+    /// Connections open now.
+    pub connections: u64,
+    /// Whether an operator has suspended it.
+    pub suspended: bool,
+}
+
+/// One element of GET /spool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolShardStatus {
+    /// The number of the shard.
+    pub shard: u16,
+    /// Messages with a recipient that has no final outcome.
+    pub messages: u64,
+    /// Bytes of those messages.
+    pub live_bytes: u64,
+    /// Files of the message log.
+    pub segments: u64,
+    /// Free bytes of the file system.
+    pub free_bytes: u64,
+    /// Whether new mail is accepted.
+    pub accepting: bool,
+    /// Why not, or what else is wrong; empty: nothing.
+    pub alarms: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The list of names that metrics are made from is complete: it has every field of the JSON.
+    #[test]
+    fn every_counter_is_named() {
+        let mut counters = Counters {
+            delivered: u64::MAX,
+            expired: 2,
+            ..Counters::default()
+        };
+        let json = serde_json::to_value(counters).unwrap();
+        let json = json.as_object().unwrap();
+        assert_eq!(json.len(), counters.fields().len());
+        for (name, value) in counters.fields() {
+            assert_eq!(json[name].as_u64(), Some(value), "{name}");
+        }
+        counters.add(&Counters {
+            delivered: 1,
+            expired: 3,
+            ..Counters::default()
+        });
+        assert_eq!((counters.delivered, counters.expired), (u64::MAX, 5));
+    }
+}

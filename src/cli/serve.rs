@@ -1,0 +1,62 @@
+//! serve - what `postrider run` does between its configuration and its end: start the node, say that
+//! it is ready, wait for a signal, drain.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::config::Snapshot;
+use crate::node::Node;
+
+/// Runs a node until SIGTERM or SIGINT. A second signal ends the process at once, which the spool
+/// survives as it survives a crash.
+///
+/// # Errors
+/// What keeps the node from starting, or that it did not end in good order.
+pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    // Before any thread is made, so that all of them inherit the mask and only this one is told.
+    signals.thread_block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+    raise_limits();
+    let node = Node::start(snapshot).map_err(|error| error.to_string())?;
+    for address in node.listening() {
+        tracing::info!(%address, "listening");
+    }
+    announce().map_err(|error| format!("cannot write to stdout: {error}"))?;
+    loop {
+        match signals.wait().map_err(|errno| format!("cannot wait for signals: {errno}"))? {
+            Signal::SIGHUP => {
+                tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it");
+            }
+            _ => break,
+        }
+    }
+    // From here on a second signal has its default effect.
+    signals.thread_unblock().map_err(|errno| format!("cannot unblock signals: {errno}"))?;
+    if node.stop() {
+        Ok(())
+    } else {
+        Err("a shard did not end in time; its mail is in the spool".to_owned())
+    }
+}
+
+/// The one line of the contract: programs that start us wait for it.
+fn announce() -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "postrider: ready")?;
+    stdout.flush()
+}
+
+/// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails the
+/// engine says what it lacks.
+fn raise_limits() {
+    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
+        let raised = getrlimit(resource)
+            .and_then(|(soft, hard)| if soft < hard { setrlimit(resource, hard, hard) } else { Ok(()) });
+        if let Err(errno) = raised {
+            tracing::warn!(?resource, %errno, "cannot raise a limit");
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! control - the control thread: name resolution and the admin socket, on tokio, off the hot path.
+//!
+//! Role: answer the shards' DNS questions with hickory-resolver (its traits want Send futures, so it
+//! cannot live on a shard), and turn admin calls into letters to the shards and back.
+//! Flow: `Question` -> hickory -> `MailAnswer` -> mailbox of the shard that asked; admin `Call` ->
+//! `OperatorRequest` per shard -> one answer.
+//! Shard: none; it shares nothing with them but mailboxes.
+//! Limits: `limits::QUESTIONS_AT_ONCE_MAX` look-ups at a time; further ones wait.
+//! Failure: a look-up without an answer is a temporary failure, which defers and never bounces.
+//! Standards: RFC 5321 5.1, RFC 2308, RFC 7505.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{RData, RecordType};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::admin::{
+    AdminSocket, Call, Changed, Counters, NodeStatus, PathStatus, Probed, ShardStatus,
+    SpoolShardStatus, calls, serve,
+};
+use crate::config::{Dns, Snapshot};
+use crate::limits;
+use crate::routing::{DnsFailure, DnsResult, HostAddresses, Mx};
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
+use crate::service::resolver::{Ask, MailAnswer, Question};
+use crate::spool::SpoolStatus;
+
+/// Where shards put their questions.
+#[derive(Clone)]
+pub struct Names(mpsc::UnboundedSender<(u16, Question)>);
+
+/// The questions of all shards, for the control thread.
+pub type Questions = mpsc::UnboundedReceiver<(u16, Question)>;
+
+impl Names {
+    /// The way for questions. Unbounded, yet finite: a shard asks each name once at a time, and only
+    /// for recipients that it holds.
+    #[must_use]
+    pub fn channel() -> (Self, Questions) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// How the shard with this number asks.
+    #[must_use]
+    pub fn ask(&self, shard: u16) -> Ask {
+        let names = self.0.clone();
+        Arc::new(move |question| names.send((shard, question)).is_ok())
+    }
+}
+
+/// The control thread of a node.
+pub struct Control {
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Control {
+    /// Starts the thread; the admin socket exists when this returns.
+    ///
+    /// # Errors
+    /// The DNS configuration cannot be read, the admin socket cannot be made, or no thread.
+    pub fn start(
+        snapshot: &Arc<Snapshot>,
+        mesh: &Mesh,
+        questions: Questions,
+    ) -> Result<Self, String> {
+        let resolver = resolver(&snapshot.dns)?;
+        let socket = match &snapshot.admin.socket {
+            Some(path) => {
+                Some(AdminSocket::bind(path).map_err(|error| format!("admin.socket: {error}"))?)
+            }
+            None => None,
+        };
+        let draining = Arc::new(AtomicBool::new(false));
+        let desk = Desk {
+            hostname: snapshot.node.hostname.to_string(),
+            mesh: Arc::clone(mesh),
+            started: Instant::now(),
+            draining: Arc::clone(&draining),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("cannot start the control thread: {error}"))?;
+        let (stop, stopped) = oneshot::channel();
+        let mesh = Arc::clone(mesh);
+        let thread = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    tokio::spawn(answer_questions(resolver, mesh, questions));
+                    if let Some(socket) = socket {
+                        let (sender, receiver) = calls();
+                        tokio::spawn(desk.answer_calls(receiver));
+                        tokio::spawn(async move {
+                            let never = std::future::pending();
+                            if let Err(error) = serve(socket, sender, never).await {
+                                tracing::error!(%error, "the admin socket failed");
+                            }
+                        });
+                    }
+                    // An error means that the node let go of its end: time to end as well.
+                    drop(stopped.await);
+                });
+            })
+            .map_err(|error| format!("cannot start the control thread: {error}"))?;
+        Ok(Self { thread, stop, draining })
+    }
+
+    /// From now on the status says that the node is draining.
+    pub fn draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the thread; the admin socket goes with it.
+    pub fn stop(self) {
+        // Either end may be gone first; both orders end the thread.
+        drop(self.stop.send(()));
+        if self.thread.join().is_err() {
+            tracing::error!("the control thread panicked");
+        }
+    }
+}
+
+/// The resolver that the configuration asks for.
+fn resolver(dns: &Dns) -> Result<TokioResolver, String> {
+    let provider = TokioRuntimeProvider::default();
+    let mut builder = if dns.servers.is_empty() {
+        TokioResolver::builder(provider)
+            .map_err(|error| format!("dns: cannot read /etc/resolv.conf: {error}"))?
+    } else {
+        let server = |address: &std::net::SocketAddr| {
+            let mut server = NameServerConfig::udp_and_tcp(address.ip());
+            for connection in &mut server.connections {
+                connection.port = address.port();
+            }
+            server
+        };
+        let servers = dns.servers.iter().map(server).collect();
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        TokioResolver::builder_with_config(config, provider)
+    };
+    let options: &mut ResolverOpts = builder.options_mut();
+    options.timeout = dns.timeout;
+    options.attempts = usize::try_from(dns.attempts).unwrap_or(usize::MAX);
+    // Names are absolute here: a search list would send mail to the wrong company.
+    options.ndots = 0;
+    options.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
+    builder.build().map_err(|error| format!("dns: {error}"))
+}
+
+async fn answer_questions(resolver: TokioResolver, mesh: Mesh, mut questions: Questions) {
+    let places = Arc::new(Semaphore::new(limits::QUESTIONS_AT_ONCE_MAX));
+    while let Some((shard, question)) = questions.recv().await {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (resolver, mesh) = (resolver.clone(), Arc::clone(&mesh));
+        tokio::spawn(async move {
+            let answer = Arc::new(look_up(&resolver, &question).await);
+            let mut letter = ShardMessage::Resolved { question, answer };
+            // The mailbox is full only for as long as the shard is busy; the answer must arrive.
+            while let Err(returned) = mesh[usize::from(shard)].try_send(letter) {
+                letter = returned;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn look_up(resolver: &TokioResolver, question: &Question) -> MailAnswer {
+    let mut lifetime = Lifetime(limits::RESOLVER_TTL_MAX);
+    let mut addresses = HashMap::new();
+    let mx = match question {
+        Question::Mail(domain) => mail_exchangers(resolver, domain, &mut lifetime).await,
+        Question::Host(_) => Err(DnsFailure::NoData),
+    };
+    let hosts: Vec<Arc<str>> = match (&mx, question) {
+        (Ok(records), _) => {
+            let mut best: Vec<&Mx> = records.iter().collect();
+            best.sort_by_key(|mx| mx.preference);
+            best.iter().take(limits::MX_MAX).map(|mx| Arc::from(&*mx.exchange)).collect()
+        }
+        (Err(DnsFailure::NoData), Question::Mail(name) | Question::Host(name)) => {
+            vec![Arc::clone(name)]
+        }
+        (Err(_), _) => Vec::new(),
+    };
+    for host in hosts {
+        if host.is_empty() || addresses.contains_key(&host) {
+            continue;
+        }
+        let found = host_addresses(resolver, &host, &mut lifetime).await;
+        addresses.insert(host, found);
+    }
+    MailAnswer { mx, addresses, lifetime: lifetime.0 }
+}
+
+/// The shortest lifetime of all answers that went into one.
+struct Lifetime(Duration);
+
+impl Lifetime {
+    fn at_most(&mut self, other: Duration) {
+        self.0 = self.0.min(other);
+    }
+}
+
+async fn mail_exchangers(
+    resolver: &TokioResolver,
+    domain: &str,
+    lifetime: &mut Lifetime,
+) -> DnsResult<Vec<Mx>> {
+    let records = query(resolver, domain, RecordType::MX, lifetime, |data| match data {
+        RData::MX(mx) => {
+            Some(Mx { preference: mx.preference, exchange: host_name(&mx.exchange.to_ascii()) })
+        }
+        _ => None,
+    });
+    records.await
+}
+
+/// A and AAAA of one host, asked at once.
+async fn host_addresses(
+    resolver: &TokioResolver,
+    host: &str,
+    lifetime: &mut Lifetime,
+) -> HostAddresses {
+    let (mut short, mut long) = (Lifetime(lifetime.0), Lifetime(lifetime.0));
+    let v4 = query(resolver, host, RecordType::A, &mut short, |data| match data {
+        RData::A(address) => Some(address.0),
+        _ => None,
+    });
+    let v6 = query(resolver, host, RecordType::AAAA, &mut long, |data| match data {
+        RData::AAAA(address) => Some(address.0),
+        _ => None,
+    });
+    let (v4, v6) = tokio::join!(v4, v6);
+    lifetime.at_most(short.0);
+    lifetime.at_most(long.0);
+    HostAddresses { v4, v6 }
+}
+
+async fn query<T>(
+    resolver: &TokioResolver,
+    name: &str,
+    kind: RecordType,
+    lifetime: &mut Lifetime,
+    mut take: impl FnMut(&RData) -> Option<T>,
+) -> DnsResult<Vec<T>> {
+    let absolute = format!("{name}.");
+    match resolver.lookup(absolute, kind).await {
+        Ok(lookup) => {
+            lifetime.at_most(lookup.valid_until().saturating_duration_since(Instant::now()));
+            let found: Vec<T> =
+                lookup.answers().iter().filter_map(|record| take(&record.data)).collect();
+            // A CNAME without the type behind it has an answer section and still no data.
+            if found.is_empty() { Err(DnsFailure::NoData) } else { Ok(found) }
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            let ttl = none.negative_ttl.map_or(limits::RESOLVER_TTL_MIN, |seconds| {
+                Duration::from_secs(u64::from(seconds))
+            });
+            lifetime.at_most(ttl.min(limits::RESOLVER_NEGATIVE_TTL_MAX));
+            match none.response_code {
+                ResponseCode::NXDomain => Err(DnsFailure::NoSuchDomain),
+                // A referral instead of an answer says nothing about the name (a lame server).
+                ResponseCode::NoError if none.soa.is_some() || none.ns.is_none() => {
+                    Err(DnsFailure::NoData)
+                }
+                _ => Err(DnsFailure::Temporary),
+            }
+        }
+        Err(error) => {
+            tracing::debug!(name, %kind, %error, "no answer from the DNS");
+            lifetime.at_most(limits::RESOLVER_TTL_MIN);
+            Err(DnsFailure::Temporary)
+        }
+    }
+}
+
+/// A host name as the rest of the house has it: lower case, without the final dot.
+fn host_name(name: &str) -> Box<str> {
+    Box::from(name.trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// Where admin calls are answered.
+struct Desk {
+    hostname: String,
+    mesh: Mesh,
+    started: Instant,
+    draining: Arc<AtomicBool>,
+}
+
+impl Desk {
+    async fn answer_calls(self, mut calls: mpsc::Receiver<Call>) {
+        while let Some(call) = calls.recv().await {
+            self.answer(call).await;
+        }
+    }
+
+    /// A caller that went away wants no answer, so a failed send is nothing to act on.
+    async fn answer(&self, call: Call) {
+        match call {
+            Call::Status { reply } => {
+                if let Some(shards) = self.each(OperatorRequest::Status).await {
+                    drop(reply.send(self.status(&shards)));
+                }
+            }
+            Call::Paths { reply } => {
+                if let Some(paths) = self.each(OperatorRequest::Paths).await {
+                    drop(reply.send(path_status(paths)));
+                }
+            }
+            Call::Spool { reply } => {
+                if let Some(spools) = self.each(OperatorRequest::Spools).await {
+                    drop(reply.send(spools.into_iter().flatten().map(spool_status).collect()));
+                }
+            }
+            Call::Suspend { selector, reply } => {
+                if let Some(paths) = self.suspend(&selector, true).await {
+                    drop(reply.send(Changed { paths }));
+                }
+            }
+            Call::Resume { selector, reply } => {
+                if let Some(paths) = self.suspend(&selector, false).await {
+                    drop(reply.send(Changed { paths }));
+                }
+            }
+            Call::ProbeSpool { reply } => {
+                if let Some(alarmed) = self.each(OperatorRequest::Probe).await {
+                    let shards = alarmed.into_iter().filter(|alarmed| *alarmed).count();
+                    drop(reply.send(Probed { shards: u64::try_from(shards).unwrap_or(u64::MAX) }));
+                }
+            }
+        }
+    }
+
+    async fn suspend(&self, selector: &crate::admin::Selector, stop: bool) -> Option<u64> {
+        let request = |reply| OperatorRequest::Suspend {
+            source: selector.source.clone(),
+            site: selector.site.clone(),
+            stop,
+            reply,
+        };
+        Some(self.each(request).await?.into_iter().sum())
+    }
+
+    /// Puts one request to every shard; none when one of them has ended or does not take letters.
+    async fn each<T>(
+        &self,
+        request: impl Fn(oneshot::Sender<T>) -> OperatorRequest,
+    ) -> Option<Vec<T>> {
+        let mut answers = Vec::new();
+        for mailbox in self.mesh.iter() {
+            let (reply, answer) = oneshot::channel();
+            mailbox.try_send(ShardMessage::Operator(request(reply))).ok()?;
+            answers.push(answer);
+        }
+        let mut all = Vec::new();
+        for answer in answers {
+            all.push(answer.await.ok()?);
+        }
+        Some(all)
+    }
+
+    fn status(&self, shards: &[Figures]) -> NodeStatus {
+        NodeStatus {
+            hostname: self.hostname.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            draining: self.draining.load(Ordering::Relaxed),
+            shards: (0..).zip(shards).map(shard_status).collect(),
+        }
+    }
+}
+
+fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
+    let mail = &figures.counters;
+    ShardStatus {
+        shard,
+        sessions: figures.sessions,
+        connections: figures.connections,
+        ready: figures.ready,
+        deferred: figures.deferred,
+        in_flight: figures.in_flight,
+        counters: Counters {
+            sessions_total: figures.sessions_total,
+            sessions_refused: figures.sessions_refused,
+            messages_accepted: mail.accepted,
+            recipients_accepted: mail.accepted_recipients,
+            bytes_accepted: mail.accepted_bytes,
+            messages_refused: mail.refused,
+            delivered: mail.delivered,
+            attempts_deferred: mail.deferred,
+            failed: mail.failed,
+            expired: mail.expired,
+            ambiguous: mail.ambiguous,
+            notifications: mail.notifications,
+            connections_total: mail.connections,
+            connections_failed: mail.dials_failed,
+        },
+    }
+}
+
+fn path_status(shards: Vec<Vec<PathFigures>>) -> Vec<PathStatus> {
+    let mut all = Vec::new();
+    for (shard, paths) in (0..).zip(shards) {
+        all.extend(paths.into_iter().map(|path| PathStatus {
+            source: path.source,
+            site: path.site,
+            shard,
+            ready: path.ready,
+            deferred: path.deferred,
+            in_flight: path.in_flight,
+            connections: path.connections,
+            suspended: path.suspended,
+        }));
+    }
+    all
+}
+
+fn spool_status((shard, status): (u16, SpoolStatus)) -> SpoolShardStatus {
+    SpoolShardStatus {
+        shard,
+        messages: status.queued_messages,
+        live_bytes: status.live_bytes,
+        segments: u64::from(status.segments),
+        free_bytes: status.free_bytes,
+        accepting: status.accepting,
+        alarms: status.alarms.iter().map(ToString::to_string).collect(),
+    }
+}

@@ -1,0 +1,166 @@
+//! Files: what the spool needs of them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::fstat;
+use nix::sys::statvfs::statvfs;
+
+use super::core::Core;
+use crate::engine::sys::block::BLOCK_ALIGN;
+use crate::engine::sys::map::FileMap;
+use crate::engine::sys::ring::{Memory, Request};
+use crate::engine::{Block, OpenMode};
+
+/// Bytes written at a time while a file is given its zeros: some milliseconds of a disk's time, so
+/// that group commits get in between.
+const PREWRITE_BYTES: u32 = 1 << 20;
+
+/// Bytes populated per operation: the same, for reading.
+const POPULATE_BYTES: usize = 1 << 20;
+
+/// An open file of the spool.
+#[derive(Debug, Clone)]
+pub struct UringFile {
+    pub(super) fd: Rc<OwnedFd>,
+}
+
+pub(super) fn open(core: &Core, path: &Path, mode: OpenMode) -> io::Result<UringFile> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    // std opens with O_CLOEXEC.
+    options.create_new(mode == OpenMode::Create);
+    let file = options.open(path)?;
+    if core.direct.get() {
+        // Set afterwards: a file system that refuses O_DIRECT in open(2) has made the file already.
+        let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?);
+        if let Err(error) = fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)) {
+            core.direct.set(false);
+            let path = path.display();
+            tracing::warn!(%error, %path, "no O_DIRECT here; writing through the page cache");
+        }
+    }
+    Ok(UringFile {
+        fd: Rc::new(OwnedFd::from(file)),
+    })
+}
+
+pub(super) fn len(file: &UringFile) -> io::Result<u64> {
+    let stat = fstat(&*file.fd)?;
+    u64::try_from(stat.st_size).map_err(io::Error::other)
+}
+
+pub(super) async fn write_durable(
+    core: &Rc<Core>,
+    file: &UringFile,
+    offset: u64,
+    block: Block,
+) -> (Block, io::Result<()>) {
+    let len = block.len();
+    if !offset.is_multiple_of(BLOCK_ALIGN as u64) || len > i32::MAX as usize {
+        return (block, Err(io::ErrorKind::InvalidInput.into()));
+    }
+    let request = Request::WriteDurable(offset, block);
+    // Not cancelled when dropped: a write that is half done helps nobody.
+    let (result, memory) = core.operate(Some(&file.fd), request, false).await;
+    let Memory::Block(block) = memory else {
+        // The ring hands back what it was given; only a runtime that ended has nothing to give.
+        return (Block::zeroed(len), Err(io::ErrorKind::Interrupted.into()));
+    };
+    (block, whole(result, len))
+}
+
+/// A write is whole or it failed.
+fn whole(result: i32, len: usize) -> io::Result<()> {
+    match usize::try_from(result) {
+        Ok(written) if written == len => Ok(()),
+        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+        Err(_) => Err(io::Error::from_raw_os_error(-result)),
+    }
+}
+
+pub(super) async fn prewrite(core: &Rc<Core>, file: &UringFile, len: u64) -> io::Result<()> {
+    if !len.is_multiple_of(BLOCK_ALIGN as u64) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if len > 0 {
+        let (result, _) = core
+            .operate(Some(&file.fd), Request::Allocate(len), false)
+            .await;
+        match -result {
+            // Some file systems only allocate by writing, which comes next.
+            0 | libc::EOPNOTSUPP => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+    let zeros = Rc::new(Block::zeroed(PREWRITE_BYTES as usize));
+    let mut offset = 0;
+    while offset < len {
+        let part = u32::try_from(len - offset)
+            .unwrap_or(u32::MAX)
+            .min(PREWRITE_BYTES);
+        let request = Request::WriteZeros(offset, Rc::clone(&zeros), part);
+        let (result, _) = core.operate(Some(&file.fd), request, false).await;
+        whole(result, part as usize)?;
+        offset += u64::from(part);
+    }
+    let (result, _) = core.operate(Some(&file.fd), Request::Sync, false).await;
+    whole(result, 0)
+}
+
+pub(super) async fn prefetch(
+    core: &Rc<Core>,
+    map: &Arc<FileMap>,
+    range: Range<usize>,
+) -> io::Result<()> {
+    let size = crate::engine::Map::bytes(&**map).len();
+    if range.start > range.end || range.end > size {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if map.is_resident(&range) {
+        return Ok(());
+    }
+    let mut start = range.start;
+    while start < range.end {
+        let part = start..range.end.min(start + POPULATE_BYTES);
+        start = part.end;
+        let request = Request::Populate(Arc::clone(map), part.clone());
+        let (result, _) = core.operate(None, request, false).await;
+        match -result {
+            0 => {}
+            // The kernel does not take this advice through a ring: ask it directly.
+            libc::EINVAL | libc::EOPNOTSUPP => map.populate(&part)?,
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
+}
+
+pub(super) fn list(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        // A name that is not UTF-8 is not ours.
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+pub(super) fn free_space(path: &Path) -> io::Result<u64> {
+    let stat = statvfs(path)?;
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}

@@ -1,0 +1,138 @@
+//! The tasks of a shard: a slab, polled in the order of their wakes.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use slab::Slab;
+
+use super::remote::{Shared, TaskHeader};
+use crate::engine::Class;
+use crate::limits::TASKS_PER_TURN;
+
+/// The index that the main future's header carries instead of a slot.
+pub(crate) const MAIN: u32 = u32::MAX;
+
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Slot {
+    header: Arc<TaskHeader>,
+    class: Class,
+    // None while it is being polled.
+    work: Option<Work>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    slots: RefCell<Slab<Slot>>,
+}
+
+impl Tasks {
+    /// Adds a task and queues it for its first poll.
+    pub(crate) fn spawn(&self, shared: &Arc<Shared>, class: Class, work: Work) {
+        let mut slots = self.slots.borrow_mut();
+        let entry = slots.vacant_entry();
+        let header = Arc::new(TaskHeader::new(Arc::clone(shared), entry.key() as u32));
+        entry.insert(Slot {
+            header: Arc::clone(&header),
+            class,
+            work: Some(work),
+        });
+        header.wake();
+    }
+
+    /// Polls what is ready, at most a batch. True when the main future is to be polled.
+    pub(crate) fn run(&self, shared: &Shared) -> bool {
+        let mut main = false;
+        let waiting = shared.ready.with(|ready| ready.len()).unwrap_or(0);
+        for _ in 0..waiting.min(TASKS_PER_TURN) {
+            let Some(header) = shared.ready.with(|ready| ready.pop_front()).flatten() else {
+                break;
+            };
+            header.dequeued();
+            if header.index == MAIN {
+                main = true;
+            } else {
+                self.poll(header);
+            }
+        }
+        main
+    }
+
+    /// Ends all tasks where they stand, and those that they start meanwhile.
+    pub(crate) fn drop_all(&self) {
+        loop {
+            let slots = std::mem::take(&mut *self.slots.borrow_mut());
+            if slots.is_empty() {
+                return;
+            }
+            for (_, slot) in slots {
+                let class = slot.class;
+                report(
+                    class,
+                    catch_unwind(AssertUnwindSafe(|| drop(slot.work))).err(),
+                );
+            }
+        }
+    }
+
+    fn poll(&self, header: Arc<TaskHeader>) {
+        let index = header.index as usize;
+        let (mut work, class) = {
+            let mut slots = self.slots.borrow_mut();
+            // A wake that outlived its task must not poll the slot's next one.
+            let slot = slots
+                .get_mut(index)
+                .filter(|slot| Arc::ptr_eq(&slot.header, &header));
+            let Some((work, class)) = slot.and_then(|slot| Some((slot.work.take()?, slot.class)))
+            else {
+                return;
+            };
+            (work, class)
+        };
+        let waker = Waker::from(header);
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            let polled = work.as_mut().poll(&mut Context::from_waker(&waker));
+            match polled {
+                Poll::Pending => Some(work),
+                Poll::Ready(()) => {
+                    drop(work);
+                    None
+                }
+            }
+        }));
+        let mut slots = self.slots.borrow_mut();
+        match polled {
+            Ok(Some(work)) => match slots.get_mut(index) {
+                Some(slot) => slot.work = Some(work),
+                None => debug_assert!(false, "a slot lives as long as its task"),
+            },
+            Ok(None) => drop(slots.try_remove(index)),
+            Err(panic) => {
+                drop(slots.try_remove(index));
+                drop(slots);
+                report(class, Some(panic));
+            }
+        }
+    }
+}
+
+/// Logs a panic. One in the spool's class means that its bookkeeping is wrong: continuing could
+/// acknowledge mail that is not stored, so the process ends and recovery decides.
+fn report(class: Class, panic: Option<Box<dyn Any + Send>>) {
+    let Some(panic) = panic else { return };
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text");
+    tracing::error!(?class, panic = text, "a task panicked");
+    if class == Class::Spool {
+        std::process::abort();
+    }
+}

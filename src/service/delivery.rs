@@ -1,0 +1,466 @@
+//! delivery - outbound SMTP service.
+//!
+//! Role: one task per connection: find a host of the site, connect from the source's address, send
+//! what the brain assigns, report one outcome per recipient.
+//! Flow: `Dial` -> hosts -> `Port::connect` -> `smtp::Client`; `Assign` -> `Held` -> `Transaction`
+//! -> `Outcome` per recipient -> `Dispatch::attempted`.
+//! Shard: the home shard of the egress path.
+//! Limits: `limits::DIAL_ADDRESSES_MAX` addresses per dial, the client machine's own deadlines.
+//! Failure: a lost connection ends each transaction in flight with its right outcome: deferred where
+//! the message cannot have been taken, ambiguous where the end-of-data reply is missing.
+//! Security: parses hostile replies (bounded in `smtp::reply`).
+//! Standards: RFC 5321 4.5.4, 5.1; RFC 2920; RFC 3030.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+
+use crate::engine::{NetError, Port, Signal, Stream};
+use crate::limits;
+use crate::queue::{Cause, CauseKind, ConnectionId, EntryId};
+use crate::service::dispatch::{Dispatch, Path};
+use crate::service::held::Held;
+use crate::service::mesh::Failure;
+use crate::smtp::client::{
+    self, Client, ClientConfig, ClientEvent, Disconnect, DsnParameters, Outcome, RecipientDsn,
+    Transaction,
+};
+use crate::time::Mono;
+
+/// What the brain's side and a connection's task share.
+#[derive(Debug, Default)]
+pub struct Link {
+    assigned: RefCell<VecDeque<EntryId>>,
+    closing: Cell<bool>,
+    changed: Signal,
+}
+
+impl Link {
+    /// Hands an entry to the connection.
+    pub fn assign(&self, entry: EntryId) {
+        self.assigned.borrow_mut().push_back(entry);
+        self.changed.raise();
+    }
+
+    /// Asks the connection to say QUIT once nothing is in flight.
+    pub fn close(&self) {
+        self.closing.set(true);
+        self.changed.raise();
+    }
+
+    /// As [`Link::close`], and nothing that is assigned but not begun is begun any more.
+    pub fn stop(&self) {
+        self.assigned.borrow_mut().clear();
+        self.close();
+    }
+
+    fn next(&self) -> Option<EntryId> {
+        self.assigned.borrow_mut().pop_front()
+    }
+}
+
+/// An entry that this connection has in hand, possibly over several transactions.
+struct InHand {
+    entry: EntryId,
+    held: Arc<Held>,
+    /// Recipients that no transaction has tried yet, in order.
+    untried: VecDeque<u32>,
+    /// Recipients of the transaction in flight, in its order.
+    trying: Vec<u32>,
+    /// Recipients to try again, and why the last of them was put off.
+    put_off: Vec<u32>,
+    cause: Cause,
+}
+
+/// Drives one connection from its dial to its end and reports both to the brain.
+pub async fn connection<P: Port>(
+    dispatch: Rc<Dispatch<P>>,
+    path: Rc<Path>,
+    id: ConnectionId,
+    link: Rc<Link>,
+) {
+    let mut failure = Cause::bare(CauseKind::Connection);
+    let addresses = match dispatch.addresses(&path).await {
+        Ok(addresses) => addresses,
+        Err(cause) => {
+            dispatch.dial_failed(id, cause);
+            return;
+        }
+    };
+    for host in addresses.iter().take(limits::DIAL_ADDRESSES_MAX) {
+        let mut connection = match open(&dispatch, &path, host).await {
+            Ok(stream) => Connection::new(&dispatch, &path, id, &link, stream, host),
+            Err(error) => {
+                let text = format!("{} [{}]: {error}", host.name, host.address);
+                failure = Cause::new(CauseKind::Connection, &text);
+                continue;
+            }
+        };
+        match connection.greet().await {
+            Ok(()) => {
+                dispatch.connected(id, connection.slots());
+                let cause = connection.serve().await;
+                dispatch.closed(id, cause);
+                return;
+            }
+            Err(cause) => failure = cause,
+        }
+    }
+    dispatch.dial_failed(id, failure);
+}
+
+/// One address to try for a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostAddress {
+    /// The host's name, for logs, DSNs and (later) certificates.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+async fn open<P: Port>(
+    dispatch: &Dispatch<P>,
+    path: &Path,
+    host: &HostAddress,
+) -> Result<P::Stream, NetError> {
+    let deadline = dispatch.port.now().after(dispatch.settings.connect_timeout);
+    dispatch.port.connect(path.source.address, host.address, deadline).await
+}
+
+struct Connection<'a, P: Port> {
+    dispatch: &'a Rc<Dispatch<P>>,
+    id: ConnectionId,
+    link: &'a Link,
+    host: &'a HostAddress,
+    stream: P::Stream,
+    client: Client,
+    in_hand: Vec<InHand>,
+    events: Vec<ClientEvent>,
+    pieces: Vec<Bytes>,
+}
+
+/// What a connection's task woke up for.
+enum Woken<C> {
+    Input(C),
+    Assigned,
+    Deadline,
+    Lost(Disconnect),
+}
+
+impl<'a, P: Port> Connection<'a, P> {
+    fn new(
+        dispatch: &'a Rc<Dispatch<P>>,
+        path: &Path,
+        id: ConnectionId,
+        link: &'a Link,
+        stream: P::Stream,
+        host: &'a HostAddress,
+    ) -> Self {
+        let config = ClientConfig {
+            helo: Arc::clone(&path.source.helo),
+            ..dispatch.settings.client.clone()
+        };
+        let client = Client::new(config);
+        let (in_hand, events, pieces) = (Vec::new(), Vec::new(), Vec::new());
+        Self { dispatch, id, link, host, stream, client, in_hand, events, pieces }
+    }
+
+    /// How many transactions the connection takes at once.
+    fn slots(&self) -> u32 {
+        u32::from(self.dispatch.settings.client.pipeline_depth)
+    }
+
+    /// Waits for the greeting and the answer to EHLO.
+    async fn greet(&mut self) -> Result<(), Cause> {
+        loop {
+            self.send_output().await;
+            for event in std::mem::take(&mut self.events) {
+                match event {
+                    ClientEvent::Ready => return Ok(()),
+                    ClientEvent::Refused { reply, .. } => {
+                        return Err(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
+                    }
+                    ClientEvent::Closed => {
+                        let text = self.at_host("the connection ended before the greeting did");
+                        return Err(Cause::new(CauseKind::Connection, &text));
+                    }
+                    ClientEvent::Done { .. } => {
+                        unreachable!("no transaction was given to the machine yet")
+                    }
+                }
+            }
+            let deadline = self.client.deadline().unwrap_or(Mono::NEVER);
+            let woken = self.wait(deadline, false).await;
+            self.woken(woken);
+        }
+    }
+
+    fn at_host(&self, text: &str) -> String {
+        format!("{} [{}]: {text}", self.host.name, self.host.address.ip())
+    }
+
+    /// Sends what is assigned until the connection ends; returns why it ended.
+    async fn serve(&mut self) -> Cause {
+        let mut ended = None;
+        loop {
+            if ended.is_none() {
+                self.begin_assigned().await;
+                self.send_output().await;
+            }
+            for event in std::mem::take(&mut self.events) {
+                match event {
+                    ClientEvent::Done { token, outcomes } => self.done(token, outcomes),
+                    ClientEvent::Refused { reply, .. } => {
+                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
+                    }
+                    ClientEvent::Closed => {
+                        ended.get_or_insert(Cause::IDLE);
+                    }
+                    ClientEvent::Ready => {}
+                }
+            }
+            if let Some(cause) = ended {
+                self.give_back(&cause);
+                return cause;
+            }
+            if self.has_work() {
+                continue;
+            }
+            let idle = self.in_hand.is_empty();
+            if idle && self.link.closing.get() {
+                self.client.quit();
+                self.send_output().await;
+            }
+            // No deadline of its own while idle: the brain closes what has been idle for long.
+            let deadline = self.client.deadline().unwrap_or(Mono::NEVER);
+            let woken = self.wait(deadline, true).await;
+            self.woken(woken);
+        }
+    }
+
+    /// Whether something can be sent or was answered without waiting.
+    fn has_work(&self) -> bool {
+        !self.events.is_empty()
+            || (self.client.can_send()
+                && (!self.link.assigned.borrow().is_empty()
+                    || self.in_hand.iter().any(|hand| hand.trying.is_empty())))
+    }
+
+    async fn wait(
+        &mut self,
+        deadline: Mono,
+        assignments: bool,
+    ) -> Woken<<P::Stream as Stream>::Chunk> {
+        poll_fn(|context| {
+            if assignments && self.link.changed.poll_raised(context).is_ready() {
+                return Poll::Ready(Woken::Assigned);
+            }
+            self.stream.poll_recv(context, deadline).map(|result| match result {
+                Ok(chunk) if chunk.is_empty() => Woken::Lost(Disconnect::Eof),
+                Ok(chunk) => Woken::Input(chunk),
+                Err(NetError::TimedOut) => Woken::Deadline,
+                Err(_) => Woken::Lost(Disconnect::Reset),
+            })
+        })
+        .await
+    }
+
+    fn woken<C: Deref<Target = [u8]>>(&mut self, woken: Woken<C>) {
+        let now = self.dispatch.port.now();
+        match woken {
+            Woken::Input(chunk) => self.client.input(&chunk, now, &mut self.events),
+            Woken::Assigned => {}
+            Woken::Deadline => self.client.timed_out(now, &mut self.events),
+            Woken::Lost(how) => self.client.disconnected(how, &mut self.events),
+        }
+    }
+
+    async fn send_output(&mut self) {
+        let now = self.dispatch.port.now();
+        if !self.client.poll_output(now, &mut self.pieces) {
+            return;
+        }
+        let pieces = std::mem::take(&mut self.pieces);
+        let deadline = now.after(limits::SEND_TIMEOUT);
+        if self.stream.send(pieces, deadline).await.is_err() {
+            self.client.disconnected(Disconnect::Reset, &mut self.events);
+        }
+    }
+
+    /// Starts transactions for what is assigned, as far as the machine takes them.
+    async fn begin_assigned(&mut self) {
+        while self.client.can_send() {
+            if let Some(hand) = self.in_hand.iter_mut().find(|hand| hand.trying.is_empty()) {
+                let recipients_max = self.client.recipients_max();
+                let transaction = next_transaction(hand, recipients_max);
+                let at_once = self.client.send(transaction);
+                self.events.extend(at_once);
+                if !self.events.is_empty() {
+                    return;
+                }
+                continue;
+            }
+            let Some(entry) = self.link.next() else { return };
+            let Some(work) = self.dispatch.begin(entry).await else {
+                // The message is gone or unreadable; the dispatcher has told the brain.
+                self.dispatch.free(self.id);
+                continue;
+            };
+            let hand = InHand {
+                entry,
+                held: work.held,
+                untried: work.recipients,
+                trying: Vec::new(),
+                put_off: Vec::new(),
+                cause: Cause::SETTLED,
+            };
+            self.in_hand.push(hand);
+        }
+    }
+
+    /// One transaction has ended: settle what can be settled, go on with the rest of the entry.
+    fn done(&mut self, token: u64, outcomes: Vec<Outcome>) {
+        let position = self.in_hand.iter().position(|hand| hand.entry.to_bits() == token);
+        let Some(position) = position else {
+            unreachable!("the machine ended a transaction that it was not given")
+        };
+        let hand = &mut self.in_hand[position];
+        let tried = std::mem::take(&mut hand.trying);
+        assert_eq!(tried.len(), outcomes.len(), "one outcome per recipient");
+        let mut attempt = Attempt::default();
+        for (recipient, outcome) in tried.into_iter().zip(outcomes) {
+            attempt.sort(recipient, outcome, self.host);
+        }
+        let next_batch = attempt.next_batch;
+        if let Some(cause) = attempt.cause.take() {
+            hand.cause = cause;
+        }
+        hand.put_off.append(&mut attempt.put_off);
+        // Recipients that the peer wants in a transaction of their own go to the front again.
+        for recipient in next_batch.into_iter().rev() {
+            hand.untried.push_front(recipient);
+        }
+        let held = Arc::clone(&hand.held);
+        self.dispatch.settle_attempt(&held, attempt.delivered, attempt.failed);
+        let lost = !self.client.can_send() && self.client.is_spent();
+        if hand.untried.is_empty() || lost {
+            self.end_entry(position);
+        }
+    }
+
+    /// Reports an entry that this connection will not touch again.
+    fn end_entry(&mut self, position: usize) {
+        let mut hand = self.in_hand.swap_remove(position);
+        if !hand.untried.is_empty() && hand.put_off.is_empty() {
+            hand.cause = Cause::bare(CauseKind::NotTried);
+        }
+        hand.put_off.extend(hand.untried);
+        self.dispatch.attempted(hand.entry, &hand.put_off, hand.cause);
+        self.dispatch.free(self.id);
+    }
+
+    /// Returns everything that was not sent to the brain, after the connection's end.
+    fn give_back(&mut self, cause: &Cause) {
+        while !self.in_hand.is_empty() {
+            assert!(self.in_hand[0].trying.is_empty(), "a transaction outlived its connection");
+            self.end_entry(0);
+        }
+        while let Some(entry) = self.link.next() {
+            let kind = if cause.kind == CauseKind::Host { CauseKind::Host } else { CauseKind::NotTried };
+            self.dispatch.not_tried(entry, Cause { kind, text: cause.text.clone() });
+            self.dispatch.free(self.id);
+        }
+    }
+}
+
+/// The outcomes of one transaction, sorted by what is to be done about them.
+#[derive(Default)]
+struct Attempt {
+    delivered: Vec<u32>,
+    failed: Vec<Failure>,
+    put_off: Vec<u32>,
+    next_batch: Vec<u32>,
+    cause: Option<Cause>,
+}
+
+impl Attempt {
+    fn sort(&mut self, recipient: u32, outcome: Outcome, host: &HostAddress) {
+        match outcome {
+            Outcome::Delivered { .. } => self.delivered.push(recipient),
+            Outcome::Failed { status, text } => self.failed.push(Failure {
+                recipient,
+                status,
+                text: Box::from(text.as_str()),
+                remote: Some(Box::from(&*host.name)),
+            }),
+            Outcome::Deferred { cause: client::Cause::NextBatch, .. } => {
+                self.next_batch.push(recipient);
+            }
+            Outcome::Deferred { cause, text, .. } => {
+                self.put_off.push(recipient);
+                let kind = match cause {
+                    client::Cause::Host => CauseKind::Host,
+                    client::Cause::Connection => CauseKind::Connection,
+                    client::Cause::ThisRecipient
+                    | client::Cause::ThisMessage
+                    | client::Cause::NextBatch => CauseKind::Recipient,
+                };
+                self.cause = Some(Cause::new(kind, text.as_str()));
+            }
+            Outcome::Ambiguous { .. } => {
+                self.put_off.push(recipient);
+                self.cause = Some(Cause::bare(CauseKind::Ambiguous));
+            }
+        }
+    }
+}
+
+/// The next transaction for an entry: as many untried recipients as one transaction may have.
+fn next_transaction(hand: &mut InHand, recipients_max: u32) -> Transaction {
+    let most = usize::try_from(recipients_max).unwrap_or(usize::MAX).max(1);
+    let count = hand.untried.len().min(most);
+    hand.trying = hand.untried.drain(..count).collect();
+    assert!(!hand.trying.is_empty(), "an entry without recipients was assigned");
+    transaction(hand.entry.to_bits(), &hand.held, &hand.trying)
+}
+
+/// What the machine needs to send a message to these of its recipients. The bytes are shared.
+fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
+    let envelope = &held.envelope;
+    let chosen = || {
+        recipients.iter().filter_map(|index| envelope.recipients.get(*index as usize))
+    };
+    let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let wants_dsn = envelope.ret.is_some()
+        || envelope.envid.is_some()
+        || chosen().any(|to| to.notify.is_specified() || to.orcpt.is_some());
+    let dsn = wants_dsn.then(|| {
+        Box::new(DsnParameters {
+            ret: envelope.ret,
+            envid: envelope.envid.as_deref().map(text),
+            recipients: chosen()
+                .map(|to| RecipientDsn { notify: to.notify, orcpt: to.orcpt.as_deref().map(text) })
+                .collect(),
+        })
+    });
+    let mut content = Vec::with_capacity(2);
+    content.extend(held.signature.get().cloned());
+    content.push(held.content.clone());
+    Transaction {
+        token,
+        sender: envelope.sender.as_ref().map_or_else(Bytes::new, |sender| text(sender.as_str())),
+        recipients: chosen().map(|to| text(to.address.as_str())).collect(),
+        size: content.iter().map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX)).sum(),
+        content,
+        smtputf8: envelope.smtputf8,
+        eight_bit: held.eight_bit,
+        dsn,
+    }
+}

@@ -1,0 +1,94 @@
+//! held - a message in memory on its way out.
+//!
+//! What: the envelope and the content of one stored message, shared by reference between the shard
+//! that stores it and the shards that deliver it, with what is made once per message (signatures).
+//! Why this way: a fresh message is delivered from the memory it arrived in; a cold one borrows the
+//! spool's map. Either way the bytes are never copied, and the memory that fresh messages hold is
+//! bounded per shard: beyond the bound an entry carries no message and delivery reads the spool.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::limits;
+use crate::message::{Envelope, MessageId};
+use crate::time::Wall;
+
+/// A message in memory, for as long as a delivery needs it.
+#[derive(Debug)]
+pub struct Held {
+    /// Its queue id.
+    pub id: MessageId,
+    /// Who sent it, to whom.
+    pub envelope: Envelope,
+    /// Our trace field, the header and the body.
+    pub content: Bytes,
+    /// When it was accepted.
+    pub received_at: Wall,
+    /// The signature fields to put in front, made before the first attempt.
+    pub signature: OnceLock<Bytes>,
+    /// Whether any octet of the content is above 127.
+    pub eight_bit: bool,
+    charge: Option<Charge>,
+}
+
+impl Held {
+    /// A message whose content lies in the spool's map: it costs no memory of ours.
+    #[must_use]
+    pub fn mapped(id: MessageId, envelope: Envelope, content: Bytes, received_at: Wall) -> Self {
+        let eight_bit = !content.is_ascii();
+        let signature = OnceLock::new();
+        Self { id, envelope, content, received_at, signature, eight_bit, charge: None }
+    }
+
+    /// Makes a fresh message ready to share, and says whether the shard's budget has room to keep
+    /// it in memory until its first attempt.
+    #[must_use]
+    pub fn fresh(mut self, budget: &Arc<FreshBudget>) -> (Arc<Self>, bool) {
+        self.charge = budget.charge(self.content.len());
+        let room = self.charge.is_some();
+        (Arc::new(self), room)
+    }
+}
+
+/// How much memory the fresh messages of one shard hold, against its limit.
+#[derive(Debug, Default)]
+pub struct FreshBudget {
+    used: AtomicU64,
+}
+
+impl FreshBudget {
+    /// Bytes held now.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes room for a message of `len` bytes, or nothing where that would exceed the limit.
+    ///
+    /// Only the shard itself takes; any shard may give back, so the check cannot be overtaken.
+    fn charge(self: &Arc<Self>, len: usize) -> Option<Charge> {
+        let bytes = u64::try_from(len).ok()?;
+        if self.used().saturating_add(bytes) > limits::FRESH_BYTES_MAX {
+            return None;
+        }
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        Some(Charge { budget: Arc::clone(self), bytes })
+    }
+}
+
+/// Memory taken from a budget, given back when dropped.
+#[derive(Debug)]
+struct Charge {
+    budget: Arc<FreshBudget>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let before = self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        assert!(before >= self.bytes, "more fresh memory was given back than taken");
+    }
+}

@@ -1,0 +1,193 @@
+//! mesh - what shards say to each other and what the control thread says to them.
+//!
+//! Flow: a message is stored on one shard (the storing shard, the only writer of its spool) and sent
+//! by the home shard of its egress path; the two meet here. Batches are made by the receiving side,
+//! which takes everything that waits at once.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::engine::mesh::MailSender;
+use crate::message::{Domain, EnhancedStatus, MessageId};
+use crate::queue::Recipients;
+use crate::service::dispatch::Counters;
+use crate::service::held::Held;
+use crate::service::resolver::{MailAnswer, Question};
+use crate::spool::{Settlement, SpoolStatus};
+use crate::time::Wall;
+
+/// One letter between threads of a node.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// Storing shard to home shard: take over these recipients of a message.
+    Enqueue(Box<Transfer>),
+    /// Home shard to storing shard: lend me this message.
+    Lend {
+        /// Which message.
+        id: MessageId,
+        /// Who asks.
+        home: u16,
+        /// The number under which the home shard waits for the answer.
+        ticket: u64,
+    },
+    /// Storing shard to home shard: the message asked for, or why it cannot be had.
+    Lent {
+        /// The number of the request.
+        ticket: u64,
+        /// The message.
+        result: Result<Arc<Held>, LendError>,
+    },
+    /// Home shard to storing shard: what became of recipients.
+    Settle(Settlement),
+    /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
+    Bounce(Box<Bounce>),
+    /// Control thread to shard: an answer of the DNS.
+    Resolved {
+        /// The question.
+        question: Question,
+        /// The answer.
+        answer: Arc<MailAnswer>,
+    },
+    /// Control thread to shard: an operator's wish.
+    Operator(OperatorRequest),
+}
+
+/// Some recipients of one message, all at one site, on their way to the home shard.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Which message; its shard number names the storing shard's spool.
+    pub id: MessageId,
+    /// Which of its recipients.
+    pub recipients: Recipients,
+    /// Source number.
+    pub source: u16,
+    /// The site's name.
+    pub site: Arc<str>,
+    /// How to find the site's hosts.
+    pub target: Target,
+    /// Attempts made so far.
+    pub attempts: u16,
+    /// When the next attempt is due.
+    pub due: Wall,
+    /// When the message was accepted.
+    pub received_at: Wall,
+    /// The message itself, while it is in memory.
+    pub held: Option<Arc<Held>>,
+}
+
+/// Where to connect for a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The hosts of this route of the configuration, by position.
+    Route(u32),
+    /// The mail exchangers of this domain, one of the site's.
+    Mail(Domain),
+}
+
+/// Why a message could not be lent for delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LendError {
+    /// Its stored bytes fail their checksum: never sent.
+    Damaged,
+    /// All of its recipients are settled already.
+    Gone,
+    /// The disk did not answer; later perhaps.
+    Unreadable,
+}
+
+/// Recipients that failed for good, on the way to their sender.
+#[derive(Debug)]
+pub struct Bounce {
+    /// Which message.
+    pub id: MessageId,
+    /// The failures, one per recipient.
+    pub failures: Vec<Failure>,
+    /// Whether they failed because the message grew too old.
+    pub expired: bool,
+    /// The message, if it is in memory.
+    pub held: Option<Arc<Held>>,
+}
+
+/// One recipient's failure.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Position in the envelope.
+    pub recipient: u32,
+    /// Enhanced status of the failure.
+    pub status: EnhancedStatus,
+    /// What the remote host or we said.
+    pub text: Box<str>,
+    /// The remote host that said it, if one did.
+    pub remote: Option<Box<str>>,
+}
+
+/// What the operator asks of one shard; the answer goes back through the channel inside. A dropped
+/// channel says that the shard has ended.
+#[derive(Debug)]
+pub enum OperatorRequest {
+    /// Report the figures.
+    Status(oneshot::Sender<Figures>),
+    /// Report the egress paths that live here.
+    Paths(oneshot::Sender<Vec<PathFigures>>),
+    /// Report the spools in this shard's care.
+    Spools(oneshot::Sender<Vec<(u16, SpoolStatus)>>),
+    /// Stop or restart sending on the paths of a source, to a site, or both; answers how many.
+    Suspend {
+        /// Name of a source; none: all.
+        source: Option<String>,
+        /// Name of a site; none: all.
+        site: Option<String>,
+        /// Whether to stop (true) or to go on (false).
+        stop: bool,
+        /// The way back.
+        reply: oneshot::Sender<u64>,
+    },
+    /// Try the disk again after an alarm; answers whether there was one.
+    Probe(oneshot::Sender<bool>),
+    /// Finish what is in hand, make everything durable, and end.
+    Drain,
+}
+
+/// One shard at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Inbound connections open now.
+    pub sessions: u64,
+    /// Outbound connections open now.
+    pub connections: u64,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries in the hands of connections.
+    pub in_flight: u64,
+    /// Totals of the sessions: accepted, and turned away.
+    pub sessions_total: u64,
+    /// Connections turned away because of a limit.
+    pub sessions_refused: u64,
+    /// Totals of the mail.
+    pub counters: Counters,
+}
+
+/// One egress path at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathFigures {
+    /// Name of the source.
+    pub source: String,
+    /// Name of the site.
+    pub site: String,
+    /// Entries that wait for a connection.
+    pub ready: u64,
+    /// Entries that wait for their next attempt.
+    pub deferred: u64,
+    /// Entries in the hands of connections.
+    pub in_flight: u64,
+    /// Connections, dials included.
+    pub connections: u64,
+    /// Whether an operator has stopped it.
+    pub suspended: bool,
+}
+
+/// The way to every shard of the node, by shard number.
+pub type Mesh = Arc<[MailSender<ShardMessage>]>;

@@ -1,0 +1,289 @@
+//! smtpd - inbound SMTP service.
+//!
+//! Role: speak SMTP to injectors, turn each transaction into one stored message.
+//! Flow: peer bytes -> `smtp::Server` -> `Inbound` -> `Intake` (check, spool) -> `Stored` -> 250.
+//! Shard: every shard runs one per listener; a session never moves.
+//! Limits: `limits::SESSIONS_MAX` per shard, the listener's own cap, `limits::INGRESS_BYTES_MAX`.
+//! Failure: the spool refuses -> 452 4.3.1 or 451 4.3.0; too many sessions -> 421 4.3.2 instead of
+//! the banner; a drain -> 421 4.3.2 at the next command boundary. Nothing is dropped after a 250.
+//! Security: parses hostile bytes; holds no keys; names no files.
+//! Standards: RFC 5321, 1870, 2034, 2920, 3030, 3461, 6152, 6531.
+//!
+//! One deliberate deviation from RFC 2920 3.2 (7): while a message is being synced, the replies to
+//! the commands before it wait for its own reply, so that a pipelined transaction costs one send
+//! instead of two. The wait is that of a group commit and the client could not go on anyway.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::engine::{Class, NetError, Port, Signal, Stream};
+use crate::limits;
+use crate::message::MessageId;
+use crate::smtp::server::{Inbound, Refusal, Server, ServerConfig, ServerEvent};
+use crate::spool::Stored;
+
+/// Where a complete message goes. The one implementation is the shard's dispatcher; a trait, so
+/// that the session can be tested without a spool.
+pub trait Intake: 'static {
+    /// The id that the next message of any session will get.
+    fn next_id(&self) -> MessageId;
+
+    /// Checks, stores and enqueues one message. Resolves only when the message is durable.
+    fn accept(
+        &self,
+        id: MessageId,
+        inbound: Box<Inbound>,
+    ) -> impl Future<Output = Result<Stored, Refusal>>;
+}
+
+/// What the sessions of one listener share.
+pub struct Listener {
+    /// What the protocol machine is told.
+    pub server: Arc<ServerConfig>,
+    /// Which peers may relay without authentication.
+    pub may_relay: Box<dyn Fn(IpAddr) -> bool>,
+    /// Most sessions at a time on this shard's part of the listener.
+    pub sessions_max: u32,
+    /// How long a peer may stay silent (RFC 5321 4.5.3.2.7: at least 5 minutes).
+    pub idle_timeout: Duration,
+}
+
+/// The sessions of one shard: how many there are, and whether they are to end.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    open: Cell<u32>,
+    total: Cell<u64>,
+    refused: Cell<u64>,
+    draining: Cell<bool>,
+    changed: Signal,
+}
+
+impl Sessions {
+    /// How many sessions are open.
+    #[must_use]
+    pub fn open(&self) -> u32 {
+        self.open.get()
+    }
+
+    /// How many sessions there were, and how many connections were turned away.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        (self.total.get(), self.refused.get())
+    }
+
+    /// From now on sessions end at their next command boundary and no new one starts.
+    pub fn drain(&self) {
+        self.draining.set(true);
+    }
+
+    /// Waits until a session has ended since the last call.
+    pub async fn changed(&self) {
+        self.changed.raised().await;
+    }
+}
+
+/// Holds a place among the open sessions of the shard and of one listener.
+struct Place {
+    sessions: Rc<Sessions>,
+    listener_open: Rc<Cell<u32>>,
+}
+
+impl Place {
+    fn take(sessions: &Rc<Sessions>, listener_open: &Rc<Cell<u32>>) -> Self {
+        sessions.open.set(sessions.open.get() + 1);
+        sessions.total.set(sessions.total.get() + 1);
+        listener_open.set(listener_open.get() + 1);
+        Self { sessions: Rc::clone(sessions), listener_open: Rc::clone(listener_open) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for count in [&self.sessions.open, &*self.listener_open] {
+            assert!(count.get() > 0, "a session ended that was never counted");
+            count.set(count.get() - 1);
+        }
+        self.sessions.changed.raise();
+    }
+}
+
+/// Accepts connections until the drain begins and starts a session for each.
+pub async fn serve<P: Port, I: Intake>(
+    port: P,
+    mut socket: P::Listener,
+    listener: Rc<Listener>,
+    sessions: Rc<Sessions>,
+    intake: Rc<I>,
+) {
+    let listener_open = Rc::new(Cell::new(0));
+    loop {
+        let stream = match port.accept(&mut socket).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                port.sleep_until(port.now().after(ACCEPT_PAUSE)).await;
+                continue;
+            }
+        };
+        if sessions.draining.get() {
+            return;
+        }
+        let full = listener_open.get() >= listener.sessions_max
+            || sessions.open() >= limits::SESSIONS_MAX;
+        if full {
+            sessions.refused.set(sessions.refused.get() + 1);
+            let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
+            port.spawn(Class::Ingress, refusal);
+            continue;
+        }
+        let place = Place::take(&sessions, &listener_open);
+        let session = Session {
+            port: port.clone(),
+            listener: Rc::clone(&listener),
+            sessions: Rc::clone(&sessions),
+            intake: Rc::clone(&intake),
+        };
+        port.spawn(Class::Ingress, async move {
+            session.run(stream).await;
+            drop(place);
+        });
+    }
+}
+
+/// How long to wait after accept() failed for a reason that waiting may cure.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Says 421 4.3.2 instead of the banner to one connection too many.
+async fn turn_away<P: Port>(port: P, mut stream: P::Stream, listener: Rc<Listener>) {
+    let peer = stream.peer().ip();
+    let mut server = Server::new(Arc::clone(&listener.server), peer, false);
+    let mut out = Vec::new();
+    server.overload(&mut out);
+    // The peer may be gone already; there is nothing to tell anybody then.
+    if stream.send(vec![Bytes::from(out)], port.now().after(GOODBYE)).await.is_ok() {
+        stream.finish();
+    }
+}
+
+/// How long a last reply may take to leave before the connection is dropped with it.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// One connection's driver.
+struct Session<P: Port, I: Intake> {
+    port: P,
+    listener: Rc<Listener>,
+    sessions: Rc<Sessions>,
+    intake: Rc<I>,
+}
+
+/// What a session does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Continue,
+    Close,
+}
+
+impl<P: Port, I: Intake> Session<P, I> {
+    async fn run(&self, mut stream: P::Stream) {
+        let peer = stream.peer().ip();
+        let may_relay = (self.listener.may_relay)(peer);
+        let mut server = Server::new(Arc::clone(&self.listener.server), peer, may_relay);
+        let mut out = Vec::new();
+        server.greet(&mut out);
+        loop {
+            if self.flush(&mut stream, &mut out).await.is_err() {
+                return;
+            }
+            let deadline = self.port.now().after(self.listener.idle_timeout);
+            let next = match stream.recv(deadline).await {
+                Ok(chunk) if chunk.is_empty() => return,
+                Ok(chunk) => self.feed(&mut server, chunk, &mut out).await,
+                Err(NetError::TimedOut) => {
+                    server.timeout(&mut out);
+                    Next::Close
+                }
+                Err(_) => return,
+            };
+            let leaving = self.sessions.draining.get() && server.is_idle();
+            if next == Next::Continue && leaving {
+                server.shutting_down(&mut out);
+            }
+            if next == Next::Close || leaving {
+                // A peer that is gone has nothing left to be told: every accepted message is stored.
+                if self.flush(&mut stream, &mut out).await.is_ok() {
+                    stream.finish();
+                }
+                return;
+            }
+        }
+    }
+
+    async fn flush(&self, stream: &mut P::Stream, out: &mut Vec<u8>) -> Result<(), NetError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let replies = Bytes::from(std::mem::take(out));
+        let deadline = self.port.now().after(self.listener.idle_timeout);
+        stream.send(vec![replies], deadline).await
+    }
+
+    /// Gives one received chunk to the machine, storing the messages that it completes.
+    async fn feed<C: std::ops::Deref<Target = [u8]>>(
+        &self,
+        server: &mut Server,
+        chunk: C,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        let now = self.port.wall();
+        self.provide_id(server);
+        let (used, event) = server.input(&chunk, now, out);
+        let Some(event) = event else {
+            assert!(used == chunk.len(), "the machine left input behind without an event");
+            return Next::Continue;
+        };
+        // Pipelined input behind a message is rare and small; the engine's buffer must not wait for
+        // the disk with us.
+        let rest: Vec<u8> = chunk[used..].to_vec();
+        drop(chunk);
+        let mut event = event;
+        let mut rest = rest.as_slice();
+        loop {
+            match event {
+                ServerEvent::Close => return Next::Close,
+                ServerEvent::Message(inbound) => self.store(server, inbound, out).await,
+            }
+            if rest.is_empty() {
+                return Next::Continue;
+            }
+            self.provide_id(server);
+            let (used, next) = server.input(rest, self.port.wall(), out);
+            rest = &rest[used..];
+            let Some(next) = next else { return Next::Continue };
+            event = next;
+        }
+    }
+
+    /// Stores one message and tells the machine what became of it.
+    async fn store(&self, server: &mut Server, inbound: Box<Inbound>, out: &mut Vec<u8>) {
+        let id = inbound.id.unwrap_or_else(|| self.intake.next_id());
+        // Boxed, so that an idle session does not carry the room for it.
+        match Box::pin(self.intake.accept(id, inbound)).await {
+            Ok(stored) => server.accepted(stored.id(), out),
+            Err(refusal) => server.refused(refusal, out),
+        }
+    }
+
+    /// The machine names the next message in its trace field, so it needs the id beforehand.
+    fn provide_id(&self, server: &mut Server) {
+        if server.wants_id() {
+            server.set_next_id(self.intake.next_id());
+        }
+    }
+}
+

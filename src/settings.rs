@@ -1,0 +1,156 @@
+//! settings - turns the configuration snapshot into the plain structs that each room defines.
+//!
+//! The only place that knows both sides: below it nobody knows that a configuration file exists.
+
+use std::sync::Arc;
+
+use crate::config::{self, Snapshot};
+use crate::dkim::{Identity, KeyRing, NoKey, PrivateKey};
+use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
+use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
+use crate::service::dispatch::{Pool, Settings, Source};
+use crate::service::smtpd::Listener;
+use crate::service::spooler::SpoolerConfig;
+use crate::smtp::client::ClientConfig;
+use crate::smtp::server::ServerConfig;
+
+/// What a spool is told.
+#[must_use]
+pub fn spooler(snapshot: &Snapshot, number: u16) -> SpoolerConfig {
+    SpoolerConfig {
+        directory: snapshot.node.data_dir.clone(),
+        shard: number,
+        segment_bytes: snapshot.spool.segment_size,
+        low_water_bytes: snapshot.spool.free_space_min,
+    }
+}
+
+/// What the brain is told.
+#[must_use]
+pub fn queue(snapshot: &Snapshot, seed: u64) -> QueueConfig {
+    let delivery = &snapshot.delivery;
+    QueueConfig {
+        retry: RetryPolicy::new(&delivery.retry, RETRY_JITTER_PERCENT, delivery.expire)
+            .unwrap_or_default(),
+        limits: PathLimits {
+            connections_max: delivery.connections_max,
+            messages_per_connection_max: delivery.messages_per_connection,
+            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
+        },
+        idle_max: delivery.idle_timeout,
+        seed,
+        ..QueueConfig::default()
+    }
+}
+
+/// Retries of one moment's failures spread over a tenth of their delay either way.
+const RETRY_JITTER_PERCENT: u8 = 10;
+
+/// What a shard's part of a listener is told.
+#[must_use]
+pub fn listener(snapshot: &Snapshot, listener: &config::Listener, shards: u16) -> Listener {
+    let mut server = ServerConfig::new(&snapshot.node.hostname);
+    server.size_max = listener.max_message_size;
+    server.recipients_max = listener.max_recipients;
+    Listener {
+        server: Arc::new(server),
+        may_relay: {
+            let listener = listener.clone();
+            Box::new(move |peer| listener.may_relay(peer))
+        },
+        sessions_max: listener.connections_max.div_ceil(u32::from(shards)),
+        idle_timeout: listener.idle_timeout,
+    }
+}
+
+/// What a dispatcher is told.
+#[must_use]
+pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
+    let delivery = &snapshot.delivery;
+    let mut client = ClientConfig::new(&snapshot.node.hostname);
+    client.pipeline_depth = delivery.pipeline_depth;
+    client.recipients_max = delivery.recipients_per_message;
+    client.transactions_max = delivery.messages_per_connection;
+    Settings {
+        shard,
+        shards,
+        hostname: Arc::clone(&snapshot.node.hostname),
+        sources: sources(snapshot),
+        pools: snapshot
+            .pools
+            .iter()
+            .map(|pool| Pool {
+                name: Arc::clone(&pool.name),
+                members: pool.members.iter().map(|member| (member.source, member.weight)).collect(),
+            })
+            .collect(),
+        default_pool: snapshot.default_pool,
+        routes: routes(snapshot),
+        own: own(snapshot),
+        mail_port: delivery.port,
+        connect_timeout: delivery.connect_timeout,
+        client,
+    }
+}
+
+/// The routes; the configuration has checked them, so an empty table is not an expected outcome.
+fn routes(snapshot: &Snapshot) -> RouteTable {
+    let pattern = |pattern: &config::DomainPattern| match pattern {
+        config::DomainPattern::Any => DomainPattern::Any,
+        config::DomainPattern::Exact(name) => DomainPattern::Exact(Box::from(&**name)),
+        config::DomainPattern::Below(name) => DomainPattern::Below(Box::from(&**name)),
+    };
+    let hop = |hop: &config::HostPort| HostPort {
+        host: match &hop.host {
+            config::Host::Name(name) => RouteHost::Name(Arc::clone(name)),
+            config::Host::Address(ip) => RouteHost::Address(*ip),
+        },
+        port: Some(hop.port),
+    };
+    let route = |route: &config::Route| Route {
+        domains: route.domains.iter().map(pattern).collect(),
+        via: route.via.iter().map(hop).collect(),
+    };
+    RouteTable::new(snapshot.routes.iter().map(route).collect()).unwrap_or_default()
+}
+
+/// Who we are, for the cut of RFC 5321 5.1: our name, and our addresses where we listen on the very
+/// port that mail exchangers are reached at.
+fn own(snapshot: &Snapshot) -> Own {
+    let addresses: Vec<_> = snapshot
+        .listeners
+        .iter()
+        .filter(|listener| listener.address.port() == snapshot.delivery.port)
+        .map(|listener| listener.address.ip())
+        .filter(|address| !address.is_unspecified())
+        .collect();
+    Own::new([&*snapshot.node.hostname], &addresses)
+}
+
+/// The DKIM keys, loaded.
+///
+/// # Errors
+/// A key file that cannot be read, is open to others, or holds no usable key; which entry and why.
+pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
+    let mut ring = KeyRing::new(NoKey::SendUnsigned);
+    for entry in &snapshot.dkim {
+        let named = |error: &dyn std::fmt::Display| {
+            let (domain, selector) = (&entry.domain, &entry.selector);
+            format!("[[dkim]] {domain} ({selector}), key {}: {error}", entry.key.display())
+        };
+        let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
+        let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
+            .map_err(|error| named(&error))?;
+        ring.add(&entry.domain, Arc::new(identity)).map_err(|error| named(&error))?;
+    }
+    Ok(ring)
+}
+
+fn sources(snapshot: &Snapshot) -> Vec<Source> {
+    let source = |source: &config::Source| Source {
+        name: Arc::clone(&source.name),
+        address: source.address,
+        helo: Arc::clone(&source.helo),
+    };
+    snapshot.sources.iter().map(source).collect()
+}

@@ -1,0 +1,272 @@
+//! shard - wires one core: the engine, the spools, the brain, the services.
+//!
+//! Everything here lives on one thread and is reached from others only through its mailbox. Generic
+//! over the port, so that the simulator boots the very same shard.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Snapshot;
+use crate::dkim::KeyRing;
+use crate::engine::mesh::MailReceiver;
+use crate::engine::{Class, NetError, Port, Signal};
+use crate::limits;
+use crate::queue::Queue;
+use crate::service::dispatch::Dispatch;
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage};
+use crate::service::resolver::{Ask, Resolver};
+use crate::service::signer::SignService;
+use crate::service::smtpd::{self, Sessions};
+use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
+use crate::settings;
+use crate::spool::Alarm;
+
+/// What one shard is told at boot.
+pub struct Plan {
+    /// Its number, from 0.
+    pub number: u16,
+    /// How many shards the node has.
+    pub shards: u16,
+    /// Spools in its care: its own number first, then those of shards that are no more.
+    pub spools: Vec<u16>,
+    /// The configuration.
+    pub snapshot: Arc<Snapshot>,
+    /// The DKIM keys.
+    pub keys: Arc<KeyRing>,
+    /// The mailboxes of all shards.
+    pub mesh: Mesh,
+    /// How to put a question to the DNS.
+    pub ask: Ask,
+}
+
+/// Why a shard could not start.
+#[derive(Debug)]
+pub enum BootError {
+    /// A spool could not be opened or recovered.
+    Spool(SpoolError),
+    /// A listener could not be opened.
+    Listen(SocketAddr, NetError),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spool(error) => write!(f, "{error}"),
+            Self::Listen(address, error) => {
+                write!(f, "cannot listen on {address}: {error}")?;
+                match error {
+                    NetError::AddressInUse => {
+                        f.write_str("; another program has it: see `ss -ltnp`")
+                    }
+                    NetError::AddressNotAvailable => {
+                        f.write_str("; this host has no such address: see `ip address`")
+                    }
+                    NetError::Denied => f.write_str(
+                        "; a port below 1024 needs CAP_NET_BIND_SERVICE (the systemd unit grants it)",
+                    ),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+impl std::error::Error for BootError {}
+
+/// A shard that is ready to run.
+pub struct Shard<P: Port> {
+    port: P,
+    plan: Plan,
+    dispatch: Rc<Dispatch<P>>,
+    spools: Vec<(u16, Spooler<P>)>,
+    cursors: Vec<LoadCursor>,
+    sessions: Rc<Sessions>,
+    sockets: Vec<P::Listener>,
+    queued: u64,
+}
+
+impl<P: Port> Shard<P> {
+    /// Opens the spools (recovering them) and the listeners; accepts nothing yet.
+    ///
+    /// # Errors
+    /// A spool or a listener cannot be opened.
+    pub async fn boot(port: P, plan: Plan) -> Result<Self, BootError> {
+        let (mut spools, mut cursors, mut queued) = (Vec::new(), Vec::new(), 0);
+        for number in &plan.spools {
+            let config = settings::spooler(&plan.snapshot, *number);
+            let (spooler, found) =
+                Spooler::open(port.clone(), config).await.map_err(BootError::Spool)?;
+            if found.report.is_damaged() {
+                tracing::error!(spool = number, damage = ?found.report.damage, "recovery found damage");
+            }
+            queued += found.queued_messages;
+            cursors.push(found.cursor);
+            spools.push((*number, spooler));
+        }
+        let mut sockets = Vec::new();
+        for listener in &plan.snapshot.listeners {
+            let address = listener.address;
+            let socket =
+                port.listen(address).map_err(|error| BootError::Listen(address, error))?;
+            sockets.push(socket);
+        }
+        let queue = Queue::new(settings::queue(&plan.snapshot, port.random()));
+        let signer = Rc::new(SignService::new(port.clone(), Arc::clone(&plan.keys)));
+        port.spawn(Class::Sign, Rc::clone(&signer).run());
+        let resolver = Resolver::new(port.clone(), Arc::clone(&plan.ask));
+        let dispatch = Dispatch::new(
+            port.clone(),
+            settings::dispatch(&plan.snapshot, plan.number, plan.shards),
+            spools.clone(),
+            Arc::clone(&plan.mesh),
+            resolver,
+            Rc::clone(&signer),
+            queue,
+        );
+        let sessions = Rc::default();
+        Ok(Self { port, plan, dispatch, spools, cursors, sessions, sockets, queued })
+    }
+
+    /// Messages that recovery found waiting.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// The addresses that the listeners really have, in the order of the configuration.
+    #[must_use]
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().map(|socket| self.port.listening_on(socket)).collect()
+    }
+
+    /// Accepts and delivers mail until an operator's `Drain`; then ends in good order.
+    pub async fn run(self, letters: MailReceiver<ShardMessage>) {
+        let Self { port, plan, dispatch, spools, cursors, sessions, sockets, .. } = self;
+        for (socket, listener) in sockets.into_iter().zip(&plan.snapshot.listeners) {
+            let listener = settings::listener(&plan.snapshot, listener, plan.shards);
+            port.spawn(
+                Class::Ingress,
+                smtpd::serve(
+                    port.clone(),
+                    socket,
+                    Rc::new(listener),
+                    Rc::clone(&sessions),
+                    Rc::clone(&dispatch),
+                ),
+            );
+        }
+        for ((_, spool), cursor) in spools.iter().zip(cursors) {
+            let load = restore(port.clone(), Rc::clone(&dispatch), spool.clone(), cursor);
+            port.spawn(Class::Background, load);
+        }
+        let keeper = Rc::clone(&dispatch);
+        port.spawn(Class::Control, async move { keeper.keep_time().await });
+        let drained = Signal::default();
+        let office = Office {
+            port: port.clone(),
+            dispatch: Rc::clone(&dispatch),
+            spools: spools.clone(),
+            sessions: Rc::clone(&sessions),
+            drain: drained.clone(),
+        };
+        port.spawn(Class::Control, office.read_letters(letters));
+        drained.raised().await;
+        drain(&port, &dispatch, &sessions).await;
+        for (_, spool) in &spools {
+            spool.close().await;
+        }
+    }
+}
+
+/// Gives the brain what recovery found, a portion per turn, so that new mail is accepted meanwhile.
+async fn restore<P: Port>(
+    port: P,
+    dispatch: Rc<Dispatch<P>>,
+    spool: Spooler<P>,
+    mut cursor: LoadCursor,
+) {
+    loop {
+        let portion = spool.load(&mut cursor, limits::RESTORE_PORTION).await;
+        if portion.is_empty() {
+            return;
+        }
+        for loaded in portion {
+            dispatch.restore(loaded);
+        }
+        // A deadline in the past still lets every other ready task run first.
+        port.sleep_until(port.now()).await;
+    }
+}
+
+/// Ends sessions and deliveries in good order, within [`limits::DRAIN_TIME_MAX`].
+async fn drain<P: Port>(port: &P, dispatch: &Rc<Dispatch<P>>, sessions: &Rc<Sessions>) {
+    let deadline = port.now().after(limits::DRAIN_TIME_MAX);
+    sessions.drain();
+    dispatch.stop();
+    while (sessions.open() > 0 || dispatch.in_hand() > 0) && port.now() < deadline {
+        port.sleep_until(port.now().after(DRAIN_LOOK)).await;
+        sessions.drain();
+    }
+}
+
+/// How often a drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+/// Reads the shard's mailbox.
+struct Office<P: Port> {
+    port: P,
+    dispatch: Rc<Dispatch<P>>,
+    spools: Vec<(u16, Spooler<P>)>,
+    sessions: Rc<Sessions>,
+    drain: Signal,
+}
+
+impl<P: Port> Office<P> {
+    async fn read_letters(self, letters: MailReceiver<ShardMessage>) {
+        let mut batch = Vec::new();
+        loop {
+            letters.recv_all(&mut batch);
+            for letter in batch.drain(..) {
+                match letter {
+                    ShardMessage::Operator(request) => self.serve(request),
+                    letter => self.dispatch.receive(letter),
+                }
+            }
+            self.port.remote_wakes().await;
+        }
+    }
+
+    fn serve(&self, request: OperatorRequest) {
+        // A caller that has gone away wants no answer: a failed send is nothing to act on.
+        match request {
+            OperatorRequest::Status(reply) => drop(reply.send(self.figures())),
+            OperatorRequest::Paths(reply) => drop(reply.send(self.dispatch.path_figures())),
+            OperatorRequest::Spools(reply) => {
+                let status = self.spools.iter().map(|(number, spool)| (*number, spool.status()));
+                drop(reply.send(status.collect()));
+            }
+            OperatorRequest::Suspend { source, site, stop, reply } => {
+                let changed = self.dispatch.suspend(source.as_deref(), site.as_deref(), stop);
+                drop(reply.send(changed));
+            }
+            OperatorRequest::Probe(reply) => {
+                let alarmed = |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
+                drop(reply.send(self.spools.iter().any(|(_, spool)| alarmed(spool))));
+            }
+            OperatorRequest::Drain => self.drain.raise(),
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let (sessions_total, sessions_refused) = self.sessions.totals();
+        Figures {
+            sessions: u64::from(self.sessions.open()),
+            sessions_total,
+            sessions_refused,
+            ..self.dispatch.figures()
+        }
+    }
+}

@@ -1,0 +1,944 @@
+//! spool::recover - from any bytes to an index and a damage report.
+//!
+//! What: [`Scan`] walks the groups of one segment and resynchronises at the next block after damage;
+//! [`Recovery`] takes what scans find, state log first, then the message log in the order of
+//! generations, and ends as a [`Spool`].
+//! Why this way: pure and pulled. A scan says which range it wants to look at and is told whether it
+//! may, so that the driver can bring it into memory first; an unreadable block is an answer, not a
+//! signal. Only heads are read, except for the groups of the last writes, which no later group vouches
+//! for: their contents are checked too, and what is torn is buried under a tombstone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::limits;
+use crate::message::MessageId;
+use crate::time::Mono;
+
+use super::commit::{LastGroup, ROSTER_PREFIX_BYTES, roster_entry, roster_parts, slot_of};
+use super::format::{
+    BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, HeaderRead, Log, MessageRecord,
+    SEGMENT_HEADER_BYTES, STATE_RECORD_BYTES, SegmentHeader, Stamp, StateRecord, checksum,
+};
+use super::index::{Place, Slot, SlotState};
+use super::segment::{Phase, Segment};
+use super::state::{Spool, SpoolConfig, Void};
+use super::types::Location;
+
+/// Highest file number that is taken for ours.
+const NUMBER_MAX: u32 = 1 << 20;
+
+/// One piece of damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// No copy of a segment's header is whole. Its groups were read all the same, if it had any.
+    Header(Log, u32),
+    /// A file is not as long as it was made.
+    Length(Log, u32),
+    /// A message that was acknowledged, and is not there any more.
+    Lost(MessageId),
+    /// A message whose bytes do not match their checksum.
+    Message(MessageId, Location),
+    /// A group of messages that was complete once and cannot be read; ids unknown.
+    Group {
+        /// Segment of the message log.
+        segment: u32,
+        /// Sequence of the group.
+        sequence: u64,
+    },
+    /// Settlements that cannot be read: some messages may be sent again.
+    Settlements {
+        /// Segment of the state log.
+        segment: u32,
+        /// Where.
+        offset: u32,
+    },
+    /// A message of the last writes before a crash that is not whole: never acknowledged, as far
+    /// as one can know.
+    Torn(MessageId),
+    /// The disk does not give these bytes.
+    Unreadable(Log, u32, u32),
+}
+
+/// What recovery found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Messages that wait.
+    pub queued_messages: u64,
+    /// Records of settled messages that are still in their segments.
+    pub settled_records: u64,
+    /// Groups read, of both logs.
+    pub groups: u64,
+    /// Damage, at most [`limits::SPOOL_DAMAGE_LISTED_MAX`] of it.
+    pub damage: Vec<Damage>,
+    /// Damage that is not listed.
+    pub damage_unlisted: u64,
+    /// Whether the spool was closed in order.
+    pub clean: bool,
+}
+
+impl RecoveryReport {
+    fn add(&mut self, damage: Damage) {
+        if self.damage.len() < limits::SPOOL_DAMAGE_LISTED_MAX {
+            self.damage.push(damage);
+        } else {
+            self.damage_unlisted += 1;
+        }
+    }
+
+    /// Whether anything but torn last writes was found.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damage_unlisted > 0 || self.damage.iter().any(|d| !matches!(d, Damage::Torn(_)))
+    }
+}
+
+/// A group as a scan found it.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// Its header.
+    pub header: GroupHeader,
+    /// Where it lies now.
+    pub at: u32,
+    /// Its head.
+    pub head: &'a [u8],
+    /// Whether the head matches its checksum.
+    pub whole: bool,
+}
+
+/// What a scan says next.
+#[derive(Debug)]
+pub enum Step<'a> {
+    /// It must look at this range: answer with [`Scan::grant`] or [`Scan::unreadable`].
+    Need(Range<usize>),
+    /// A group.
+    Group(Found<'a>),
+    /// No group any more.
+    End,
+}
+
+/// A walk over the groups of one segment.
+#[derive(Debug)]
+pub struct Scan {
+    stamp: Stamp,
+    at: usize,
+    granted: Range<usize>,
+}
+
+impl Scan {
+    /// Starts after the header of a segment with `stamp`.
+    #[must_use]
+    pub fn new(stamp: Stamp) -> Self {
+        Self {
+            stamp,
+            at: SEGMENT_HEADER_BYTES,
+            granted: 0..0,
+        }
+    }
+
+    /// The range may be read.
+    pub fn grant(&mut self, range: Range<usize>) {
+        self.granted = range;
+    }
+
+    /// The block at the start of the range that was needed cannot be read: goes on after it.
+    pub fn unreadable(&mut self) {
+        self.at += BLOCK_BYTES;
+    }
+
+    /// The next group of `file`, all bytes of the segment.
+    pub fn step<'a>(&mut self, file: &'a [u8]) -> Step<'a> {
+        loop {
+            let at = self.at;
+            let end = at + BLOCK_BYTES;
+            if end > file.len() {
+                return Step::End;
+            }
+            if !self.may_read(at..end) {
+                return Step::Need(at..end);
+            }
+            let group = GroupHeader::decode(&file[at..]).filter(|(h, _)| h.stamp == self.stamp);
+            let Some((header, body_sum)) = group else {
+                self.at = end;
+                continue;
+            };
+            let head = at..at.saturating_add(header.head_len as usize).min(file.len());
+            if !self.may_read(head.clone()) {
+                return Step::Need(head);
+            }
+            let next = at.saturating_add(header.total_len as usize);
+            let in_place = header.offset as usize == at && next <= file.len();
+            self.at = if in_place { next } else { end };
+            let head = &file[head];
+            let whole = header.head_is_whole(body_sum, head);
+            // `at` is below the length of a file that a 32-bit offset reaches; a longer file's tail
+            // was never written by us.
+            let Ok(at) = u32::try_from(at) else {
+                return Step::End;
+            };
+            return Step::Group(Found {
+                header,
+                at,
+                head,
+                whole,
+            });
+        }
+    }
+
+    fn may_read(&self, range: Range<usize>) -> bool {
+        self.granted.start <= range.start && range.end <= self.granted.end
+    }
+}
+
+/// The stamp of the latest life of a segment whose header is gone, from the groups in `blocks`,
+/// any whole blocks of it.
+#[must_use]
+pub fn elect_stamp(blocks: &[u8]) -> Option<Stamp> {
+    blocks
+        .chunks(BLOCK_BYTES)
+        .filter_map(GroupHeader::decode)
+        .map(|(header, _)| header.stamp)
+        .max_by_key(|stamp| stamp.generation)
+}
+
+impl<'a> Found<'a> {
+    /// The roster of the group before, if this head can be trusted.
+    pub(super) fn roster(&self) -> Option<LastGroup> {
+        if !self.whole {
+            return None;
+        }
+        let bytes = self.head.get(GROUP_HEADER_BYTES..)?;
+        LastGroup::decode(bytes, self.header.roster, self.header.sequence)
+    }
+
+    /// The records of messages with their offset in the segment. In a damaged head, those that
+    /// match their own checksum.
+    pub fn messages(&self) -> impl Iterator<Item = (MessageRecord, u32, &'a [u8])> + use<'a> {
+        let roster = match self.header.roster as usize {
+            0 => 0,
+            ids => ROSTER_PREFIX_BYTES.saturating_add(ids.saturating_mul(8)),
+        };
+        let mut at = GROUP_HEADER_BYTES.saturating_add(roster);
+        let (head, whole, base) = (self.head, self.whole, self.at);
+        let generation = self.header.stamp.generation;
+        std::iter::from_fn(move || {
+            while at < head.len() {
+                let rest = &head[at..];
+                let record = if whole {
+                    MessageRecord::decode_unchecked(rest, generation).and_then(|record| {
+                        let envelope = super::format::RECORD_BYTES
+                            ..super::format::RECORD_BYTES + record.envelope_len as usize;
+                        rest.get(envelope).map(|envelope| (record, envelope))
+                    })
+                } else {
+                    MessageRecord::decode(rest, generation)
+                };
+                let here = at;
+                match record {
+                    Some((record, envelope)) => {
+                        at += record.head_bytes();
+                        let offset = base.saturating_add(here as u32);
+                        return Some((record, offset, envelope));
+                    }
+                    None => at += 8,
+                }
+            }
+            None
+        })
+    }
+
+    /// The records of a state group; none when its head is damaged, for they have no checksum of
+    /// their own.
+    pub fn states(&self) -> impl Iterator<Item = StateRecord> + use<'a> {
+        let body = self.head.get(GROUP_HEADER_BYTES..).unwrap_or(&[]);
+        let body = if self.whole { body } else { &[] };
+        let (records, _) = body.as_chunks::<STATE_RECORD_BYTES>();
+        records
+            .iter()
+            .filter_map(|record| StateRecord::decode(record))
+    }
+}
+
+/// What the state log says, sorted.
+#[derive(Debug, Default)]
+struct Replay {
+    settled: Vec<(u64, u32, u32, super::types::SettlementKind)>,
+    dead: Vec<(u64, u64)>,
+    hint: usize,
+}
+
+impl Replay {
+    fn sort(&mut self) {
+        self.settled.sort_unstable_by_key(|record| record.0);
+        self.dead.sort_unstable();
+        let mut merged: Vec<(u64, u64)> = Vec::new();
+        for (first, end) in self.dead.drain(..) {
+            match merged.last_mut() {
+                Some(last) if first <= last.1 => last.1 = last.1.max(end),
+                _ => merged.push((first, end)),
+            }
+        }
+        self.dead = merged;
+    }
+
+    fn is_dead(&self, sequence: u64) -> bool {
+        let at = self.dead.partition_point(|run| run.0 <= sequence);
+        at > 0 && sequence < self.dead[at - 1].1
+    }
+
+    /// The settlements of a message, as a range of `settled`. Messages come almost in order, so the
+    /// search starts where the last one ended.
+    fn of(&mut self, sequence: u64) -> Range<usize> {
+        let near = &self.settled[self.hint..self.settled.len().min(self.hint + 64)];
+        let before = self.hint == 0 || self.settled[self.hint - 1].0 < sequence;
+        let start = match near.iter().position(|record| record.0 >= sequence) {
+            Some(skip) if before => self.hint + skip,
+            _ => self.settled.partition_point(|record| record.0 < sequence),
+        };
+        let count = self.settled[start..]
+            .iter()
+            .take_while(|r| r.0 == sequence)
+            .count();
+        self.hint = start + count;
+        start..start + count
+    }
+}
+
+/// Slots whose contents nothing vouches for.
+#[derive(Debug)]
+struct Unproven {
+    group: u64,
+    misplaced: bool,
+    /// Known not to be whole, but what is whole of it may have been taken over by a recovery.
+    void: bool,
+    place: Place,
+}
+
+/// A content to be checked: whole file offsets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Segment of the message log.
+    pub segment: u32,
+    /// Where its record is.
+    pub head: Range<usize>,
+    /// Where its content is.
+    pub content: Range<usize>,
+    place: Place,
+    misplaced: bool,
+    group: u64,
+}
+
+/// Recovery of one shard.
+#[derive(Debug)]
+pub struct Recovery {
+    spool: Spool,
+    report: RecoveryReport,
+    replay: Replay,
+    proven: u64,
+    state_proven: u64,
+    /// Groups of the state log that are not whole: sequence, segment, offset.
+    torn_states: Vec<(u64, u32, u32)>,
+    /// Complete groups of the message log, as runs: first to end.
+    whole: BTreeMap<u64, u64>,
+    rosters: BTreeMap<u64, LastGroup>,
+    broken: Vec<(u32, u64)>,
+    /// Missing sequences where groups should lie.
+    holes: Vec<(u32, Range<u64>)>,
+    voids: BTreeSet<Void>,
+    unproven: Vec<Unproven>,
+    /// The group before the next, in the segment being scanned: segment, sequence, end.
+    previous: Option<(u32, u64, u32)>,
+    /// Files whose length is not what their header says.
+    short: Vec<(Log, u32)>,
+    last: Option<(u64, u32, u32, Range<u32>)>,
+}
+
+impl Recovery {
+    /// Starts with nothing.
+    #[must_use]
+    pub fn new(config: SpoolConfig) -> Self {
+        Self {
+            spool: Spool::empty(config),
+            report: RecoveryReport::default(),
+            replay: Replay::default(),
+            proven: 0,
+            state_proven: 0,
+            torn_states: Vec::new(),
+            whole: BTreeMap::new(),
+            rosters: BTreeMap::new(),
+            broken: Vec::new(),
+            holes: Vec::new(),
+            voids: BTreeSet::new(),
+            unproven: Vec::new(),
+            previous: None,
+            short: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// Tells of a file: the first two blocks, and its length. The answer: its stamp, or `None` when
+    /// the header is damaged; then [`Recovery::elected`] must follow. Files of a newer version, or
+    /// of another shard, are for the caller to refuse beforehand.
+    pub fn file(&mut self, log: Log, number: u32, start: &[u8], len: u64) -> Option<Stamp> {
+        if number > NUMBER_MAX {
+            self.report.add(Damage::Header(log, number));
+            return None;
+        }
+        let HeaderRead::Known(header) = SegmentHeader::decode(start) else {
+            return None;
+        };
+        if header.log != log {
+            return None;
+        }
+        if header.len != len {
+            self.short.push((log, number));
+        }
+        self.spool.next_sequence = self.spool.next_sequence.max(header.next_sequence);
+        let sound = header.len == len && header.number == number;
+        self.insert(log, number, header.stamp, len, sound);
+        self.spool.log(log).at(number).large = header.large;
+        Some(header.stamp)
+    }
+
+    /// The stamp found by [`elect_stamp`] for a file whose header is damaged; `blank` when its
+    /// first blocks are all zero, as a crash leaves them when a file is being made.
+    pub fn elected(&mut self, log: Log, number: u32, stamp: Option<Stamp>, blank: bool, len: u64) {
+        if number > NUMBER_MAX {
+            return;
+        }
+        let known = stamp.unwrap_or(Stamp {
+            generation: 0,
+            salt: 0,
+        });
+        self.insert(log, number, known, len, false);
+        // Nobody knows; as a large one it is never copied from, only removed once it is spent.
+        self.spool.log(log).at(number).large = log == Log::Message;
+        if stamp.is_none() && blank {
+            if log == Log::State {
+                self.spool.state.at(number).write_offset = 0;
+            }
+            return;
+        }
+        self.report.add(Damage::Header(log, number));
+        if stamp.is_none() {
+            self.spool.log(log).at(number).phase = Phase::LeftAlone;
+        }
+    }
+
+    fn insert(&mut self, log: Log, number: u32, stamp: Stamp, len: u64, sound: bool) {
+        let mut segment = Segment::new(stamp, len, Phase::Sealed);
+        segment.suspect = !sound;
+        self.spool.next_generation = self
+            .spool
+            .next_generation
+            .max(stamp.generation.saturating_add(1));
+        self.spool.log(log).insert(number, segment);
+    }
+
+    /// The disk does not give a block.
+    pub fn unreadable(&mut self, log: Log, number: u32, offset: u32) {
+        self.report.add(Damage::Unreadable(log, number, offset));
+        if let Some(segment) = self.spool.log(log).get_mut(number) {
+            segment.suspect = true;
+        }
+    }
+
+    /// A group of the state log.
+    pub fn state_group(&mut self, number: u32, found: &Found<'_>) {
+        let header = &found.header;
+        self.note(header);
+        let spool = &mut self.spool;
+        spool.state.group_sequence = spool
+            .state
+            .group_sequence
+            .max(header.sequence.saturating_add(1));
+        if !found.whole {
+            self.torn_states.push((header.sequence, number, found.at));
+        }
+        for record in found.states() {
+            self.report.clean = record == StateRecord::Clean;
+            match record {
+                StateRecord::Settled {
+                    sequence,
+                    first,
+                    count,
+                    kind,
+                } => {
+                    self.spool.next_sequence =
+                        self.spool.next_sequence.max(sequence.saturating_add(1));
+                    self.replay.settled.push((sequence, first, count, kind));
+                }
+                StateRecord::Dead { first, count } => {
+                    self.replay
+                        .dead
+                        .push((first, first.saturating_add(u64::from(count))));
+                }
+                StateRecord::Roster {
+                    entry,
+                    group,
+                    generation,
+                    segment,
+                } => {
+                    let mail = &mut self.spool.mail;
+                    mail.group_sequence = mail.group_sequence.max(group.saturating_add(1));
+                    let roster = self.rosters.entry(group).or_insert_with(|| LastGroup {
+                        sequence: group,
+                        generation,
+                        segment,
+                        ..LastGroup::default()
+                    });
+                    roster.ids.push(entry);
+                }
+                StateRecord::Void {
+                    group,
+                    generation,
+                    segment,
+                } => {
+                    let mail = &mut self.spool.mail;
+                    mail.group_sequence = mail.group_sequence.max(group.saturating_add(1));
+                    self.voids.insert(Void {
+                        group,
+                        generation,
+                        segment,
+                    });
+                }
+                StateRecord::Clean => {}
+            }
+        }
+    }
+
+    fn note(&mut self, header: &GroupHeader) {
+        self.report.groups += 1;
+        self.proven = self.proven.max(header.proven);
+        // Also where every group is recycled by now: sequences never start again.
+        let (mail, state) = (&mut self.spool.mail, &mut self.spool.state);
+        mail.group_sequence = mail.group_sequence.max(header.proven);
+        state.group_sequence = state.group_sequence.max(header.state_proven);
+        self.state_proven = self.state_proven.max(header.state_proven);
+        self.spool.next_sequence = self.spool.next_sequence.max(header.next_sequence);
+    }
+
+    /// The state log is read; the message log follows.
+    pub fn states_end(&mut self) {
+        self.replay.sort();
+    }
+
+    /// Segments of a log in the order in which they are to be scanned.
+    #[must_use]
+    pub fn order(&self, log: Log) -> Vec<(u32, Stamp)> {
+        let segments = match log {
+            Log::Message => &self.spool.mail,
+            Log::State => &self.spool.state,
+        };
+        let segments = segments.iter().filter(|(_, s)| s.phase == Phase::Sealed);
+        let mut order: Vec<(u32, Stamp)> = segments.map(|(n, s)| (n, s.stamp)).collect();
+        order.sort_by_key(|(_, stamp)| stamp.generation);
+        order
+    }
+
+    /// A group of the message log.
+    pub fn mail_group(&mut self, number: u32, found: &Found<'_>) {
+        let header = &found.header;
+        let sequence = header.sequence;
+        self.note(header);
+        self.spool.mail.group_sequence = self
+            .spool
+            .mail
+            .group_sequence
+            .max(sequence.saturating_add(1));
+        if found.whole {
+            add_run(&mut self.whole, sequence);
+        } else {
+            self.broken.push((number, sequence));
+        }
+        // A hole between two groups held groups. Without a hole, missing sequences are elsewhere:
+        // large messages have segments of their own.
+        if let Some((before, previous, end)) = self.previous
+            && before == number
+            && found.at > end
+            && sequence.saturating_sub(previous) <= 1 << 16
+        {
+            self.holes
+                .push((number, previous.saturating_add(1)..sequence));
+        }
+        self.previous = Some((number, sequence, found.at.saturating_add(header.total_len)));
+        if let Some(roster) = found.roster()
+            && !has_run(&self.whole, roster.sequence)
+        {
+            self.rosters.insert(roster.sequence, roster);
+        }
+        let misplaced = header.offset != found.at;
+        let generation = header.stamp.generation;
+        let void = self.voids.contains(&Void {
+            group: sequence,
+            generation,
+            segment: number,
+        });
+        let unproven = sequence >= self.proven || misplaced || void;
+        let first = self.spool.mail.at(number).slots.len() as u32;
+        for (record, offset, _) in found.messages() {
+            let place = self.message(number, &record, offset);
+            if let Some(place) = place
+                && unproven
+            {
+                self.unproven.push(Unproven {
+                    group: sequence,
+                    misplaced,
+                    void,
+                    place,
+                });
+            }
+        }
+        let end = self.spool.mail.at(number).slots.len() as u32;
+        if found.whole && self.last.as_ref().is_none_or(|last| last.0 < sequence) {
+            self.last = Some((sequence, number, found.at, first..end));
+        }
+    }
+
+    /// Takes a record into the index; its place when the message waits, there or elsewhere.
+    fn message(&mut self, number: u32, record: &MessageRecord, offset: u32) -> Option<Place> {
+        let sequence = record.id.sequence();
+        let mut slot = slot_of(record, offset);
+        let segment = self.spool.mail.at(number);
+        let end = u64::from(record.content_offset) + u64::from(record.content_len);
+        let fits = end <= segment.len
+            && record.recipients > 0
+            && record.recipients <= u32::from(u16::MAX)
+            && record.id.shard() == self.spool.config.shard;
+        self.spool.next_sequence = self.spool.next_sequence.max(sequence.saturating_add(1));
+        let dead = self.replay.is_dead(sequence);
+        if !fits && !dead {
+            self.report
+                .add(Damage::Message(record.id, location(number, &slot)));
+            self.spool.damaged += 1;
+        }
+        if dead || !fits {
+            slot.state = SlotState::Dead;
+            self.spool.mail.at(number).push(slot);
+            return None;
+        }
+        if self.spool.place(sequence).is_some() {
+            // A copy forward whose original is still there: either will do, if it is whole.
+            slot.state = SlotState::Moved;
+            let at = self.spool.mail.at(number).push(slot);
+            return Some(Place {
+                segment: number,
+                slot: at,
+            });
+        }
+        let at = self.spool.mail.at(number).push(slot);
+        let place = Place {
+            segment: number,
+            slot: at,
+        };
+        self.spool.admit(sequence, place);
+        for at in self.replay.of(sequence) {
+            let (_, first, count, kind) = self.replay.settled[at];
+            let end = first.saturating_add(count).min(record.recipients);
+            for recipient in first..end {
+                self.spool.replay(sequence, recipient, kind);
+            }
+        }
+        self.spool.place(sequence)
+    }
+
+    /// The contents that must be checked before the spool can be trusted: those of the last writes
+    /// and those of groups that lie where they were not written.
+    pub fn checks(&mut self) -> Vec<Check> {
+        let proven = self.proven;
+        let spool = &self.spool;
+        let list = std::mem::take(&mut self.unproven);
+        let mut checks: Vec<Check> = list
+            .into_iter()
+            .filter(|entry| entry.group >= proven || entry.misplaced || entry.void)
+            .filter_map(|entry| {
+                let slot = spool.slot(entry.place)?;
+                if !matches!(slot.state, SlotState::Live | SlotState::Moved) {
+                    return None;
+                }
+                let head = slot.record as usize;
+                let content = slot.content as usize;
+                Some(Check {
+                    segment: entry.place.segment,
+                    head: head..head + slot.head_units as usize * 64,
+                    content: content..content + slot.len as usize,
+                    place: entry.place,
+                    misplaced: entry.misplaced && entry.group < proven && !entry.void,
+                    group: entry.group,
+                })
+            })
+            .collect();
+        // Spare copies first: one that is not whole must not stand in for another.
+        let is_live = |check: &Check| {
+            spool
+                .slot(check.place)
+                .is_some_and(|slot| slot.state == SlotState::Live)
+        };
+        checks.sort_by_key(is_live);
+        checks
+    }
+
+    /// Checks a content in `file`, all bytes of its segment.
+    pub fn check(&mut self, check: &Check, file: &[u8]) {
+        let generation = self.spool.mail.at(check.place.segment).stamp.generation;
+        let good = file
+            .get(check.head.start..)
+            .and_then(|bytes| MessageRecord::decode(bytes, generation))
+            .is_some_and(|(record, _)| {
+                file.get(check.content.clone())
+                    .is_some_and(|c| checksum(c) == record.content_sum)
+            });
+        if good {
+            return;
+        }
+        let Some(slot) = self.spool.slot(check.place).copied() else {
+            return;
+        };
+        // Until this is on disk, the next recovery must check the group again.
+        self.spool.void(check.segment, check.group);
+        if slot.state == SlotState::Moved {
+            self.spool.mail.at(check.segment).slots[check.place.slot as usize].state =
+                SlotState::Torn;
+            return;
+        }
+        if let Some(original) = self.original(slot.sequence) {
+            // A copy forward that was torn: the message lives where it was.
+            self.spool
+                .mail
+                .at(check.segment)
+                .retire(check.place.slot, SlotState::Torn);
+            let (pending, next, attempts) = (slot.pending, slot.next, slot.attempts);
+            self.spool
+                .mail
+                .at(original.segment)
+                .revive(original.slot, pending, next, attempts);
+            self.spool.admit(slot.sequence, original);
+            return;
+        }
+        let id = MessageId::new(self.spool.config.shard, slot.sequence);
+        self.report.add(if check.misplaced {
+            Damage::Message(id, location(check.segment, &slot))
+        } else {
+            Damage::Torn(id)
+        });
+        self.spool.progress.remove(&slot.sequence);
+        self.spool.forget(slot.sequence);
+        self.spool
+            .mail
+            .at(check.segment)
+            .retire(check.place.slot, SlotState::Dead);
+        self.spool.chores.push_back(StateRecord::Dead {
+            first: slot.sequence,
+            count: 1,
+        });
+    }
+
+    /// Another record of a message.
+    fn original(&self, sequence: u64) -> Option<Place> {
+        self.spool.mail.iter().find_map(|(segment, s)| {
+            let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
+            let slot = s.slots.iter().position(moved)? as u32;
+            Some(Place { segment, slot })
+        })
+    }
+
+    /// Ends recovery.
+    #[must_use]
+    pub fn finish(mut self, free_bytes: u64, now: Mono) -> (Spool, RecoveryReport) {
+        self.report_missing();
+        // Ids that were given out and left no trace: skip more than a node hands out in the time
+        // of one group.
+        self.spool.next_sequence += 1 << 16;
+        if let Some((sequence, segment, offset, slots)) = self.last.take() {
+            let last = &mut self.spool.last;
+            last.sequence = sequence;
+            (last.segment, last.offset) = (segment, offset);
+            let file = self.spool.mail.at(segment);
+            last.generation = file.stamp.generation;
+            let slots = &file.slots[slots.start as usize..slots.end as usize];
+            last.ids.extend(
+                slots
+                    .iter()
+                    .map(|s| roster_entry(s.sequence, u32::from(s.pending).max(1))),
+            );
+            self.spool.keep_tail();
+            // The first group of this life follows no group that its roster could name.
+            self.spool.last.ids.clear();
+        }
+        let dead = |s: &Segment| {
+            s.slots
+                .iter()
+                .filter(|s| s.state != SlotState::Live)
+                .count() as u64
+        };
+        self.report.settled_records = self.spool.mail.iter().map(|(_, s)| dead(s)).sum();
+        self.report.queued_messages = self.spool.table.len() as u64;
+        let numbers: Vec<u32> = self.spool.mail.iter().map(|(number, _)| number).collect();
+        for number in numbers {
+            self.spool.mail.at(number).slots.shrink_to_fit();
+        }
+        if self.report.is_damaged() {
+            self.spool.damaged = self.spool.damaged.max(1);
+        }
+        if !self.spool.chores.is_empty() {
+            self.spool.due(now);
+        }
+        self.spool.space(free_bytes, now);
+        (self.spool, self.report)
+    }
+
+    /// Groups that are not whole: their messages by id where the next group's roster lists them.
+    /// Each is noted as void, so that it is reported once.
+    fn report_missing(&mut self) {
+        for (log, number) in std::mem::take(&mut self.short) {
+            // A large message's file that a crash left half written holds no group: no damage.
+            if log == Log::State
+                || self
+                    .spool
+                    .mail
+                    .get(number)
+                    .is_some_and(|s| !s.slots.is_empty())
+            {
+                self.report.add(Damage::Length(log, number));
+            }
+        }
+        for (sequence, segment, offset) in std::mem::take(&mut self.torn_states) {
+            if sequence < self.state_proven {
+                self.report.add(Damage::Settlements { segment, offset });
+            } else {
+                let torn = self.spool.state_torn.unwrap_or(sequence);
+                self.spool.state_torn = Some(torn.min(sequence));
+            }
+        }
+        let known = std::mem::take(&mut self.voids);
+        let mut known: BTreeSet<Void> = known.into_iter().filter(|v| self.is_current(v)).collect();
+        self.spool.voids.extend(known.iter().copied());
+        self.spool.voids.sort_unstable();
+        self.spool.voids.dedup();
+        for (group, mut roster) in std::mem::take(&mut self.rosters) {
+            roster.ids.sort_unstable();
+            roster.ids.dedup();
+            let (generation, segment) = (roster.generation, roster.segment);
+            let void = Void {
+                group,
+                generation,
+                segment,
+            };
+            if !self.is_current(&void) || known.contains(&void) {
+                continue;
+            }
+            self.spool.tails.push(roster.clone());
+            if has_run(&self.whole, group) {
+                continue;
+            }
+            self.broken.retain(|(_, sequence)| *sequence != group);
+            self.spool.void(segment, group);
+            known.insert(void);
+            for entry in roster.ids {
+                self.report_lost(entry, group, segment);
+            }
+        }
+        for (segment, missing) in std::mem::take(&mut self.holes) {
+            // Which of the missing groups lay in the hole is unknown, as some may have been in the
+            // segments of large messages. One that is known to be torn explains it.
+            let generation = self.spool.mail.at(segment).stamp.generation;
+            let torn = |group| {
+                known.contains(&Void {
+                    group,
+                    generation,
+                    segment,
+                })
+            };
+            if !missing.clone().any(torn) {
+                self.broken.extend(missing.map(|group| (segment, group)));
+            }
+        }
+        self.broken.sort_unstable();
+        self.broken.dedup();
+        for (segment, group) in std::mem::take(&mut self.broken) {
+            let Some(generation) = self.spool.mail.get(segment).map(|s| s.stamp.generation) else {
+                continue;
+            };
+            let void = Void {
+                group,
+                generation,
+                segment,
+            };
+            if has_run(&self.whole, group) || known.contains(&void) {
+                continue;
+            }
+            self.spool.void(segment, group);
+            if group < self.proven {
+                self.report.add(Damage::Group {
+                    segment,
+                    sequence: group,
+                });
+            }
+        }
+    }
+
+    fn is_current(&self, void: &Void) -> bool {
+        let segment = self.spool.mail.get(void.segment);
+        segment.is_some_and(|s| s.stamp.generation == void.generation)
+    }
+
+    fn report_lost(&mut self, entry: u64, group: u64, segment: u32) {
+        let (sequence, recipients) = roster_parts(entry);
+        let spool = &mut self.spool;
+        spool.next_sequence = spool.next_sequence.max(sequence.saturating_add(1));
+        if spool.place(sequence).is_some() || self.replay.is_dead(sequence) {
+            return;
+        }
+        let settled = self.replay.of(sequence);
+        let mut ended: Vec<u32> = Vec::new();
+        for (_, first, count, kind) in &self.replay.settled[settled] {
+            if kind.is_terminal() {
+                ended.extend(*first..first.saturating_add((*count).min(limits::RECIPIENTS_MAX)));
+            }
+        }
+        ended.sort_unstable();
+        ended.dedup();
+        let slots = &spool.mail.at(segment).slots;
+        let known = slots
+            .iter()
+            .any(|s| s.sequence == sequence && s.state == SlotState::Dead);
+        if known || ended.len() >= recipients as usize {
+            return;
+        }
+        let id = MessageId::new(spool.config.shard, sequence);
+        self.report.add(if group < self.proven {
+            Damage::Lost(id)
+        } else {
+            Damage::Torn(id)
+        });
+    }
+}
+
+fn location(segment: u32, slot: &Slot) -> Location {
+    Location {
+        segment,
+        offset: slot.record,
+        len: slot.len,
+    }
+}
+
+/// Adds a number to runs of numbers.
+fn add_run(runs: &mut BTreeMap<u64, u64>, number: u64) {
+    if has_run(runs, number) {
+        return;
+    }
+    let end = number.saturating_add(1);
+    let end = runs.remove(&end).unwrap_or(end);
+    match runs.range_mut(..=number).next_back() {
+        Some((_, run_end)) if *run_end == number => *run_end = end,
+        _ => {
+            runs.insert(number, end);
+        }
+    }
+}
+
+fn has_run(runs: &BTreeMap<u64, u64>, number: u64) -> bool {
+    runs.range(..=number)
+        .next_back()
+        .is_some_and(|(_, end)| number < *end)
+}
