@@ -226,8 +226,9 @@ pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
 /// Free message segments kept ready: one to roll over to, one while the next is being made.
 pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
 
-/// Messages being copied forward at once; they compete with deliveries for the disk.
-pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 8;
+/// Messages copied forward in one batch, which becomes one group: many, because small messages are
+/// only dense when they share blocks; few enough that reading them does not flood the disk.
+pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 512;
 
 /// Damage listed one by one at recovery; what exceeds it is counted only.
 pub const SPOOL_DAMAGE_LISTED_MAX: usize = 10_000;

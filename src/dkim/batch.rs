@@ -139,10 +139,10 @@ impl Signer {
         self.report
     }
 
-    /// Queues a message. Gives the job back when [`limits::DKIM_JOBS_MAX`] wait: the message stays
-    /// in the spool and comes again. A job without signatures is finished by the next batch.
+    /// Queues a message. Gives the job back when [`limits::DKIM_JOBS_MAX`] wait (the message stays in
+    /// the spool and comes again), or when there is nothing to sign in it.
     pub fn submit(&mut self, job: Job) -> Result<Ticket, Job> {
-        if self.jobs.len() >= limits::DKIM_JOBS_MAX {
+        if self.jobs.len() >= limits::DKIM_JOBS_MAX || job.is_empty() {
             return Err(job);
         }
         let ticket = self.first + self.jobs.len() as u64;
@@ -181,9 +181,12 @@ impl Signer {
         let signatures = self.sign(kind, &batch);
         debug_assert_eq!(signatures.len(), batch.len());
         for ((ticket, index), signature) in batch.into_iter().zip(signatures) {
-            self.store(ticket, index, signature);
+            out.extend(self.store(ticket, index, signature));
         }
-        self.collect(out);
+        while let Some(None) = self.jobs.front() {
+            self.jobs.pop_front();
+            self.first += 1;
+        }
     }
 
     fn sign(&mut self, kind: usize, batch: &[(u64, usize)]) -> Vec<Option<Vec<u8>>> {
@@ -212,37 +215,26 @@ impl Signer {
         signatures
     }
 
-    fn store(&mut self, ticket: u64, index: usize, signature: Option<Vec<u8>>) {
-        let at = (ticket - self.first) as usize;
-        let Some(slot) = self.jobs.get_mut(at).and_then(Option::as_mut) else {
-            // A ticket in a queue has a slot: slots leave only when nothing is missing.
-            debug_assert!(false, "a signature without a job");
-            return;
-        };
+    /// Stores one signature; the job comes back when it was the last one missing.
+    fn store(&mut self, ticket: u64, index: usize, signature: Option<Vec<u8>>) -> Option<Signed> {
+        let place = self.jobs.get_mut((ticket - self.first) as usize)?;
+        // A ticket in a queue has a slot: slots leave only when nothing is missing.
+        debug_assert!(place.is_some(), "a signature without a job");
+        let slot = place.as_mut()?;
         slot.missing -= 1;
         if signature.is_none() {
             slot.failed = true;
             self.report.failures += 1;
         }
         slot.signatures[index] = signature;
-    }
-
-    /// Hands out what is complete, oldest first, and forgets it.
-    fn collect(&mut self, out: &mut Vec<Signed>) {
-        for (offset, place) in self.jobs.iter_mut().enumerate() {
-            if place.as_ref().is_some_and(|slot| slot.missing == 0)
-                && let Some(slot) = place.take()
-            {
-                out.push(Signed {
-                    ticket: Ticket(self.first + offset as u64),
-                    fields: slot.finish(),
-                });
-            }
+        if slot.missing > 0 {
+            return None;
         }
-        while let Some(None) = self.jobs.front() {
-            self.jobs.pop_front();
-            self.first += 1;
-        }
+        let fields = place.take()?.finish();
+        Some(Signed {
+            ticket: Ticket(ticket),
+            fields,
+        })
     }
 }
 
@@ -267,4 +259,127 @@ fn ed25519(pair: &Ed25519KeyPair, hash: &[u8; 32]) -> Option<Vec<u8>> {
         .verify_sig(public, hash, signature.as_ref())
         .ok()?;
     Some(signature.as_ref().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Job, Signed, Signer, SignerConfig, Ticket};
+    use crate::dkim::canon::{BodyHash, Canon};
+    use crate::dkim::key::PrivateKey;
+    use crate::dkim::record::{KeyKind, keygen};
+    use crate::dkim::ring::Identity;
+    use crate::dkim::signature::{SignOptions, prepare};
+    use crate::limits;
+    use crate::time::Wall;
+
+    fn identity(kind: KeyKind) -> Arc<Identity> {
+        let key = Arc::new(PrivateKey::from_pem(&keygen(kind).unwrap().pem).unwrap());
+        Arc::new(Identity::new("example.com", "s1", key).unwrap())
+    }
+
+    fn job(number: usize, identities: &[Arc<Identity>]) -> Job {
+        let header = format!("From: a@example.com\r\nSubject: {number}\r\n");
+        let body = BodyHash::of(Canon::Relaxed, b"x\r\n");
+        let options = SignOptions::default();
+        prepare(header.as_bytes(), &body, identities, &options, Wall(0)).unwrap()
+    }
+
+    fn run_all(signer: &mut Signer) -> Vec<Signed> {
+        let mut out = Vec::new();
+        while signer.pending() > 0 {
+            signer.run_batch(&mut out);
+        }
+        out
+    }
+
+    // A lone message is signed by the first batch: it waits for no company.
+    #[test]
+    fn a_lone_message_is_signed_at_once() {
+        let mut signer = Signer::new(SignerConfig::default());
+        let ticket = signer
+            .submit(job(0, &[identity(KeyKind::Rsa2048)]))
+            .unwrap();
+        let mut out = Vec::new();
+        signer.run_batch(&mut out);
+        assert_eq!(out.len(), 1);
+        assert_eq!(out[0].ticket, ticket);
+        assert!(
+            out[0]
+                .fields
+                .as_ref()
+                .unwrap()
+                .starts_with(b"DKIM-Signature: ")
+        );
+        assert_eq!(signer.pending(), 0);
+    }
+
+    // Lanes and no lanes give the same fields, whatever the mixture and the batches.
+    #[test]
+    fn lanes_change_nothing_but_the_time() {
+        let rsa = identity(KeyKind::Rsa2048);
+        let ed25519 = identity(KeyKind::Ed25519);
+        let long = identity(KeyKind::Rsa4096);
+        let mut results = Vec::new();
+        for no_lanes in [false, true] {
+            let mut signer = Signer::new(SignerConfig { no_lanes });
+            let mut tickets = Vec::new();
+            for number in 0..21 {
+                let identities = match number % 4 {
+                    0 => vec![Arc::clone(&ed25519)],
+                    1 => vec![Arc::clone(&rsa), Arc::clone(&ed25519), Arc::clone(&long)],
+                    _ => vec![Arc::clone(&rsa)],
+                };
+                tickets.push(signer.submit(job(number, &identities)).unwrap());
+            }
+            let mut out = run_all(&mut signer);
+            out.sort_by_key(|signed| signed.ticket);
+            assert_eq!(
+                out.iter().map(|one| one.ticket).collect::<Vec<_>>(),
+                tickets
+            );
+            assert_eq!(signer.report().failures, 0);
+            results.push(
+                out.into_iter()
+                    .map(|one| one.fields.unwrap())
+                    .collect::<Vec<_>>(),
+            );
+            assert!(signer.jobs.is_empty());
+        }
+        assert_eq!(results[0], results[1]);
+        let fields = String::from_utf8(results[0][1].clone()).unwrap();
+        let algorithms: Vec<_> = fields.matches("a=").collect();
+        assert!(algorithms.len() >= 3 && fields.matches("DKIM-Signature:").count() == 3);
+    }
+
+    // Tickets go on across batches; one batch takes at most eight; a full queue gives the job back.
+    #[test]
+    fn the_queue_is_bounded_and_batches_are_cut() {
+        let ed25519 = [identity(KeyKind::Ed25519)];
+        let one = job(0, &ed25519);
+        let mut signer = Signer::new(SignerConfig::default());
+        for number in 0..limits::DKIM_JOBS_MAX {
+            assert_eq!(signer.submit(one.clone()).unwrap(), Ticket(number as u64));
+        }
+        assert!(signer.submit(one.clone()).is_err());
+        let mut out = Vec::new();
+        signer.run_batch(&mut out);
+        assert_eq!(out.len(), limits::DKIM_BATCH_MAX);
+        let next = signer.submit(one).unwrap();
+        assert_eq!(next, Ticket(limits::DKIM_JOBS_MAX as u64));
+        assert!(
+            run_all(&mut signer)
+                .iter()
+                .any(|signed| signed.ticket == next)
+        );
+    }
+
+    // A job without signatures comes back: nobody would ever finish it.
+    #[test]
+    fn an_empty_job_is_given_back() {
+        let mut signer = Signer::new(SignerConfig::default());
+        assert!(signer.submit(Vec::new()).is_err());
+        assert_eq!(signer.pending(), 0);
+    }
 }

@@ -392,3 +392,6 @@ impl Folder {
 fn is_name_byte(byte: u8) -> bool {
     (33..=126).contains(&byte) && byte != b':'
 }
+
+#[cfg(test)]
+mod tests;

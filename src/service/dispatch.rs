@@ -1052,9 +1052,9 @@ impl<P: Port> Dispatch<P> {
         }
     }
 
-    /// Entries in the hands of connections, and connections that have not said QUIT yet.
+    /// Connections with a transaction under way.
     pub fn in_hand(&self) -> usize {
-        self.links.borrow().len()
+        self.links.borrow().values().filter(|link| link.is_busy()).count()
     }
 
     /// The outbound half of the shard's figures.

@@ -950,8 +950,8 @@ async fn announce<P: Port>(
     recovery: &mut Recovery,
 ) -> Result<(), SpoolError> {
     let (log, number, len) = (file.log, file.number, file.len);
-    let start = 2 * BLOCK_BYTES;
-    if len < start as u64 {
+    if len == 0 {
+        // A crash left it when it was being made.
         recovery.elected(log, number, None, true, len);
         return Ok(());
     }
@@ -959,6 +959,7 @@ async fn announce<P: Port>(
         .map(&file.file)
         .map_err(|e| SpoolError::Io(file.path.clone(), e))?;
     let bytes = map.bytes();
+    let start = bytes.len().min(2 * BLOCK_BYTES);
     let readable = port.prefetch(&map, 0..start).await.is_ok();
     let header = if readable { &bytes[..start] } else { &[] };
     match SegmentHeader::decode(header) {

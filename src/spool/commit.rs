@@ -50,6 +50,16 @@ impl Pending {
     }
 }
 
+/// A message in a roster: its sequence, and how many recipients it has, as far as 12 bits tell.
+pub(super) fn roster_entry(sequence: u64, recipients: u32) -> u64 {
+    (u64::from(recipients.min(4095)) << 52) | (sequence & ((1 << 52) - 1))
+}
+
+/// Sequence and number of recipients of a message in a roster.
+pub(super) fn roster_parts(entry: u64) -> (u64, u32) {
+    (entry & ((1 << 52) - 1), (entry >> 52) as u32)
+}
+
 /// What the log remembers of its latest group, for the roster of the next.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LastGroup {

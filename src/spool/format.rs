@@ -446,8 +446,9 @@ pub enum StateRecord {
     /// A message with this id was in the group of the message log with this sequence: written when
     /// no later group of the message log will carry it in its roster.
     Roster {
-        /// Sequence of the message.
-        sequence: u64,
+        /// The message: its sequence, and in the top 12 bits how many recipients it has (at most
+        /// 4095 is told).
+        entry: u64,
         /// Sequence of the group.
         group: u64,
         /// The life of the segment that holds the group.
@@ -494,14 +495,14 @@ impl StateRecord {
             }
             Self::Clean => out[0] = 3,
             Self::Roster {
-                sequence,
+                entry,
                 group,
                 generation,
                 segment,
             } => {
                 out[0] = 4;
                 out[4..8].copy_from_slice(&segment.to_le_bytes());
-                out[8..16].copy_from_slice(&sequence.to_le_bytes());
+                out[8..16].copy_from_slice(&entry.to_le_bytes());
                 out[16..24].copy_from_slice(&generation.to_le_bytes());
                 out[24..32].copy_from_slice(&group.to_le_bytes());
             }
@@ -534,7 +535,7 @@ impl StateRecord {
             }),
             3 => Some(Self::Clean),
             4 => Some(Self::Roster {
-                sequence: u64_at(bytes, 8)?,
+                entry: u64_at(bytes, 8)?,
                 group: u64_at(bytes, 24)?,
                 generation: u64_at(bytes, 16)?,
                 segment: u32_at(bytes, 4)?,

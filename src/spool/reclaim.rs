@@ -18,7 +18,7 @@ use super::commit::{Origin, Pending};
 use super::format::{Log, StateRecord};
 use super::index::{Change, Place, Slot, SlotState, from_seconds};
 use super::segment::Phase;
-use super::state::{Action, Outcome, Spool};
+use super::state::{Action, Outcome, Spool, push_roster};
 use super::types::{ReadError, Settlement, SettlementKind};
 
 /// Slots that one step of a checkpoint looks at: about 100 us of work.
@@ -33,7 +33,10 @@ pub(super) struct Reclaim {
     pub(super) paused: bool,
     victim: Option<u32>,
     next_slot: usize,
+    /// Messages of the batch that are not durable elsewhere yet.
     copies_in_flight: u32,
+    /// Those of them that are being read.
+    reads_in_flight: u32,
 }
 
 /// A rewrite of the state log.
@@ -48,7 +51,6 @@ pub(super) struct Checkpoint {
     emitted: Option<u64>,
     /// Groups below this are in the old segments.
     boundary: u64,
-    records: u64,
 }
 
 impl Spool {
@@ -171,8 +173,12 @@ impl Spool {
         let Some(number) = self.reclaim.victim else {
             return;
         };
-        let mail_failed = self.mail_failure.is_some();
-        while self.reclaim.copies_in_flight < limits::SPOOL_COPIES_IN_FLIGHT_MAX && !mail_failed {
+        if self.mail_failure.is_some() || self.reclaim.copies_in_flight > 0 {
+            // Batch after batch: one that trickles would spend a block on each message.
+            return;
+        }
+        let mut room = (limits::SPOOL_GROUP_BYTES_MAX as u64).min(self.config.segment_bytes / 4);
+        while self.reclaim.copies_in_flight < limits::SPOOL_COPIES_IN_FLIGHT_MAX && room > 0 {
             let Some(segment) = self.mail.get(number).filter(|s| s.phase == Phase::Sealed) else {
                 self.reclaim.victim = None;
                 return;
@@ -198,7 +204,9 @@ impl Spool {
                 // From a time of larger segments: it leaves when it is delivered.
                 continue;
             }
+            room = room.saturating_sub(segment.slots[at].bytes());
             self.reclaim.copies_in_flight += 1;
+            self.reclaim.reads_in_flight += 1;
             let id = MessageId::new(self.config.shard, segment.slots[at].sequence);
             let from = Place {
                 segment: number,
@@ -209,7 +217,9 @@ impl Spool {
     }
 
     /// The sealed segment with the least live bytes, when sealed segments hold more than 1.5 times
-    /// what is live: then the least live one is at most two thirds live, and copying it gains.
+    /// what is live, and at most nine sixteenths of it is live: while there is none, sealed segments
+    /// hold less than 1.78 times what is live, and with an eighth of free ones less than twice. Batches
+    /// fill new segments far better than nine sixteenths, so that copying always gains and ends.
     fn choose_victim(&self) -> Option<u32> {
         let shared = |s: &&super::segment::Segment| s.phase == Phase::Sealed && !s.large;
         let sealed: u64 = self
@@ -232,7 +242,7 @@ impl Spool {
         self.mail
             .iter()
             .filter(|(_, s)| shared(s) && s.in_flight == 0 && !s.stuck && s.live_slots > 0)
-            .filter(|(_, s)| s.live_bytes < s.len / 4 * 3)
+            .filter(|(_, s)| s.live_bytes <= s.len / 16 * 9)
             .min_by_key(|(_, s)| s.live_bytes.saturating_mul(1024) / s.len.max(1))
             .map(|(number, _)| number)
     }
@@ -253,6 +263,8 @@ impl Spool {
         read: Result<(&[u8], Bytes, Wall), ReadError>,
         now: Mono,
     ) {
+        assert!(self.reclaim.reads_in_flight > 0, "a copy is read once");
+        self.reclaim.reads_in_flight -= 1;
         let live = self.slot(from).is_some_and(|s| s.state == SlotState::Live);
         if !live {
             self.copy_ended();
@@ -281,6 +293,11 @@ impl Spool {
                 self.reclaim.paused = true;
             }
         }
+    }
+
+    /// Whether a batch of copies is complete and may be written.
+    pub(super) fn copies_are_ready(&self) -> bool {
+        self.reclaim.reads_in_flight == 0 && !self.copies.is_empty()
     }
 
     fn copy_ended(&mut self) {
@@ -363,6 +380,9 @@ impl Spool {
     pub(super) fn advance_checkpoint(&mut self, now: Mono) {
         if self.checkpoint.is_none() {
             self.begin_checkpoint();
+            if self.checkpoint.is_some() {
+                self.due(now);
+            }
         }
         let Some(checkpoint) = &self.checkpoint else {
             return;
@@ -402,10 +422,16 @@ impl Spool {
         let boundary = self.state.group_sequence;
         let Self {
             voids,
+            tails,
             mail,
             chores,
             ..
         } = self;
+        tails.retain(|t| {
+            mail.get(t.segment)
+                .is_some_and(|s| s.stamp.generation == t.generation)
+        });
+        tails.iter().for_each(|tail| push_roster(chores, tail));
         voids.retain(|v| {
             mail.get(v.segment)
                 .is_some_and(|s| s.stamp.generation == v.generation)
@@ -421,52 +447,54 @@ impl Spool {
             next_slot: 0,
             emitted: None,
             boundary,
-            records: 0,
         });
     }
 
+    /// Writes down slots until a group is full or enough was looked at.
     fn step_checkpoint(&mut self, now: Mono) {
-        let Some(checkpoint) = &mut self.checkpoint else {
-            return;
-        };
-        let Some(number) = checkpoint.segments.last().copied() else {
-            return;
-        };
-        checkpoint.emitted = None;
-        let from = checkpoint.next_slot;
-        let slots = self.mail.get(number).map_or(&[][..], |s| &s.slots);
-        let chunk: Vec<Slot> = slots
-            .iter()
-            .skip(from)
-            .take(CHECKPOINT_SLOTS)
-            .copied()
-            .collect();
-        if chunk.len() < CHECKPOINT_SLOTS {
-            checkpoint.segments.pop();
-            checkpoint.next_slot = 0;
-        } else {
-            checkpoint.next_slot += CHECKPOINT_SLOTS;
+        let mut looked_at = 0;
+        while looked_at < CHECKPOINT_SLOTS
+            && self.chores.len() < limits::SPOOL_SETTLEMENTS_PER_GROUP_MAX
+        {
+            let Some(checkpoint) = &mut self.checkpoint else {
+                return;
+            };
+            let Some(number) = checkpoint.segments.last().copied() else {
+                return;
+            };
+            checkpoint.emitted = None;
+            let from = checkpoint.next_slot;
+            let most = CHECKPOINT_SLOTS - looked_at;
+            let slots = self.mail.get(number).map_or(&[][..], |s| &s.slots);
+            let chunk: Vec<Slot> = slots.iter().skip(from).take(most).copied().collect();
+            if chunk.len() < most {
+                checkpoint.segments.pop();
+                checkpoint.next_slot = 0;
+            } else {
+                checkpoint.next_slot += most;
+            }
+            looked_at += chunk.len().max(1);
+            self.write_down(&chunk);
+            self.due(now);
         }
+    }
+
+    fn write_down(&mut self, slots: &[Slot]) {
         let mut dead = Vec::new();
-        for slot in &chunk {
+        for slot in slots {
             match slot.state {
                 SlotState::Live => self.write_down_live(slot),
                 SlotState::Dead => dead.push(slot.sequence),
-                SlotState::Moved | SlotState::Torn => match self.place(slot.sequence) {
-                    Some(place) => {
-                        if let Some(current) = self.slot(place).copied() {
-                            self.write_down_live(&current);
-                        }
+                SlotState::Moved | SlotState::Torn => {
+                    let current = self.place(slot.sequence).and_then(|place| self.slot(place));
+                    match current.copied() {
+                        Some(current) => self.write_down_live(&current),
+                        None => dead.push(slot.sequence),
                     }
-                    None => dead.push(slot.sequence),
-                },
+                }
             }
         }
         self.write_down_dead(dead);
-        if let Some(checkpoint) = &mut self.checkpoint {
-            checkpoint.records += self.chores.len() as u64;
-        }
-        self.due(now);
     }
 
     fn write_down_dead(&mut self, mut dead: Vec<u64>) {
@@ -551,7 +579,12 @@ impl Spool {
         let Some(checkpoint) = self.checkpoint.take() else {
             return;
         };
-        self.checkpoint_bytes = checkpoint.records * super::format::STATE_RECORD_BYTES as u64;
+        let old = &checkpoint.old;
+        let kept = self
+            .state
+            .iter()
+            .filter(|(number, s)| s.phase == Phase::Sealed && !old.contains(number));
+        self.checkpoint_bytes = kept.map(|(_, s)| s.len).sum();
         self.state_torn = self.state_torn.filter(|torn| *torn >= checkpoint.boundary);
         for number in checkpoint.old {
             let Some(segment) = self.state.get(number) else {

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::message::MessageId;
 use crate::time::Mono;
 
-use super::commit::{LastGroup, ROSTER_PREFIX_BYTES, slot_of};
+use super::commit::{LastGroup, ROSTER_PREFIX_BYTES, roster_entry, roster_parts, slot_of};
 use super::format::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, HeaderRead, Log, MessageRecord,
     SEGMENT_HEADER_BYTES, STATE_RECORD_BYTES, SegmentHeader, Stamp, StateRecord, checksum,
@@ -474,7 +474,7 @@ impl Recovery {
                         .push((first, first.saturating_add(u64::from(count))));
                 }
                 StateRecord::Roster {
-                    sequence,
+                    entry,
                     group,
                     generation,
                     segment,
@@ -487,7 +487,7 @@ impl Recovery {
                         segment,
                         ..LastGroup::default()
                     });
-                    roster.ids.push(sequence);
+                    roster.ids.push(entry);
                 }
                 StateRecord::Void {
                     group,
@@ -756,8 +756,12 @@ impl Recovery {
             let file = self.spool.mail.at(segment);
             last.generation = file.stamp.generation;
             let slots = &file.slots[slots.start as usize..slots.end as usize];
-            last.ids.extend(slots.iter().map(|slot| slot.sequence));
-            self.spool.push_roster();
+            last.ids.extend(
+                slots
+                    .iter()
+                    .map(|s| roster_entry(s.sequence, u32::from(s.pending).max(1))),
+            );
+            self.spool.keep_tail();
             // The first group of this life follows no group that its roster could name.
             self.spool.last.ids.clear();
         }
@@ -811,21 +815,27 @@ impl Recovery {
         self.spool.voids.extend(known.iter().copied());
         self.spool.voids.sort_unstable();
         self.spool.voids.dedup();
-        for (group, roster) in std::mem::take(&mut self.rosters) {
+        for (group, mut roster) in std::mem::take(&mut self.rosters) {
+            roster.ids.sort_unstable();
+            roster.ids.dedup();
             let (generation, segment) = (roster.generation, roster.segment);
             let void = Void {
                 group,
                 generation,
                 segment,
             };
-            if has_run(&self.whole, group) || known.contains(&void) || !self.is_current(&void) {
+            if !self.is_current(&void) || known.contains(&void) {
+                continue;
+            }
+            self.spool.tails.push(roster.clone());
+            if has_run(&self.whole, group) {
                 continue;
             }
             self.broken.retain(|(_, sequence)| *sequence != group);
             self.spool.void(segment, group);
             known.insert(void);
-            for sequence in roster.ids {
-                self.report_lost(sequence, group, segment);
+            for entry in roster.ids {
+                self.report_lost(entry, group, segment);
             }
         }
         for (segment, missing) in std::mem::take(&mut self.holes) {
@@ -872,24 +882,27 @@ impl Recovery {
         segment.is_some_and(|s| s.stamp.generation == void.generation)
     }
 
-    fn report_lost(&mut self, sequence: u64, group: u64, segment: u32) {
+    fn report_lost(&mut self, entry: u64, group: u64, segment: u32) {
+        let (sequence, recipients) = roster_parts(entry);
         let spool = &mut self.spool;
         spool.next_sequence = spool.next_sequence.max(sequence.saturating_add(1));
         if spool.place(sequence).is_some() || self.replay.is_dead(sequence) {
             return;
         }
         let settled = self.replay.of(sequence);
-        let known = spool
-            .mail
-            .at(segment)
-            .slots
+        let mut ended: Vec<u32> = Vec::new();
+        for (_, first, count, kind) in &self.replay.settled[settled] {
+            if kind.is_terminal() {
+                ended.extend(*first..first.saturating_add((*count).min(limits::RECIPIENTS_MAX)));
+            }
+        }
+        ended.sort_unstable();
+        ended.dedup();
+        let slots = &spool.mail.at(segment).slots;
+        let known = slots
             .iter()
-            .any(|s| s.sequence == sequence);
-        if known
-            || self.replay.settled[settled]
-                .iter()
-                .any(|r| r.3.is_terminal())
-        {
+            .any(|s| s.sequence == sequence && s.state == SlotState::Dead);
+        if known || ended.len() >= recipients as usize {
             return;
         }
         let id = MessageId::new(spool.config.shard, sequence);

@@ -16,7 +16,7 @@ use crate::time::{Mono, Wall};
 
 use super::commit::{
     BlockPool, Frame, LastGroup, Origin, Pending, lay_out_mail, lay_out_state, mail_group_bytes,
-    state_group_bytes,
+    roster_entry, state_group_bytes,
 };
 use super::format::{
     GROUP_HEADER_BYTES, Log, SEGMENT_HEADER_BYTES, SegmentHeader, Stamp, StateRecord,
@@ -190,6 +190,8 @@ pub struct Spool {
     /// The lowest group of the state log that is known not to be whole.
     pub(super) state_torn: Option<u64>,
     pub(super) last: LastGroup,
+    /// The last group of each segment: its roster is in another segment, which may go first.
+    pub(super) tails: Vec<LastGroup>,
     /// Groups that are known not to be whole, as [`StateRecord::Void`].
     pub(super) voids: Vec<Void>,
     pub(super) pool: BlockPool,
@@ -235,6 +237,7 @@ impl Spool {
             state_unproven: Vec::new(),
             state_torn: None,
             last: LastGroup::default(),
+            tails: Vec::new(),
             voids: Vec::new(),
             pool: BlockPool::default(),
             envelopes: Vec::new(),
@@ -709,7 +712,12 @@ impl Spool {
         while self.mail.groups_in_flight < limits::SPOOL_GROUPS_IN_FLIGHT_MAX
             && self.mail_failure.is_none()
         {
-            let (first, copy) = match (self.copies.front(), self.fresh.front()) {
+            let copies = if self.copies_are_ready() {
+                self.copies.front()
+            } else {
+                None
+            };
+            let (first, copy) = match (copies, self.fresh.front()) {
                 (Some(first), _) => (first, true),
                 (None, Some(first)) => (first, false),
                 (None, None) => return,
@@ -757,10 +765,11 @@ impl Spool {
         let (mut messages, slots) = self.batches.pop().unwrap_or_default();
         let mut bytes = 0;
         loop {
-            let queue = if self.copies.is_empty() {
-                &mut self.fresh
-            } else {
+            let ready = self.copies_are_ready();
+            let queue = if ready {
                 &mut self.copies
+            } else {
+                &mut self.fresh
             };
             let Some(next) = queue.front() else { break };
             let more = bytes + next.bytes();
@@ -798,14 +807,19 @@ impl Spool {
         lay_out_mail(
             &frame, &self.last, &messages, placed, &mut block, &mut slots,
         );
+        if self.last.segment != number {
+            self.keep_tail();
+        }
         self.last.sequence = frame.sequence;
         self.last.generation = frame.stamp.generation;
         self.last.segment = number;
         self.last.offset = frame.offset;
         self.last.ids.clear();
-        self.last
-            .ids
-            .extend(messages.iter().map(|m| m.id.sequence()));
+        self.last.ids.extend(
+            messages
+                .iter()
+                .map(|m| roster_entry(m.id.sequence(), m.recipients)),
+        );
         let flight = Flight::Mail {
             number,
             group: frame.sequence,
@@ -1161,14 +1175,16 @@ impl Spool {
 
     /// The ids of the latest group go to the state log, when no later group may come to list them.
     pub(super) fn push_roster(&mut self) {
-        let last = &self.last;
-        self.chores
-            .extend(last.ids.iter().map(|id| StateRecord::Roster {
-                sequence: *id,
-                group: last.sequence,
-                generation: last.generation,
-                segment: last.segment,
-            }));
+        push_roster(&mut self.chores, &self.last);
+    }
+
+    /// The latest group is the last of its segment for now: its ids go to the state log, to stay
+    /// there as long as the segment.
+    pub(super) fn keep_tail(&mut self) {
+        if !self.last.ids.is_empty() {
+            self.push_roster();
+            self.tails.push(self.last.clone());
+        }
     }
 
     fn is_quiet(&self) -> bool {
@@ -1231,6 +1247,15 @@ impl Spool {
         let progress: usize = self.progress.values().map(|p| p.bytes() + 16).sum();
         (slots * size_of::<Slot>() + self.table.bytes() + progress) as u64
     }
+}
+
+pub(super) fn push_roster(chores: &mut VecDeque<StateRecord>, group: &LastGroup) {
+    chores.extend(group.ids.iter().map(|id| StateRecord::Roster {
+        entry: *id,
+        group: group.sequence,
+        generation: group.generation,
+        segment: group.segment,
+    }));
 }
 
 pub(super) fn sequence_at(mail: &Segments, place: Place) -> u64 {

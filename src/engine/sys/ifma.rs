@@ -351,7 +351,7 @@ mod x86 {
                 if J > I {
                     sum = hi(sum, x_before, a_i);
                 }
-                if J >= I {
+                if J + 1 > I {
                     x_before = if J == I {
                         a_i
                     } else if J == I + 1 {

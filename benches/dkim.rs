@@ -1,0 +1,172 @@
+//! What signing costs: the lanes against aws-lc-rs, the public operation, preparation, body hashes.
+//!
+//! `cargo bench --bench dkim`. Besides criterion's figures, `rsa_interleaved` prints the ratio that the
+//! README quotes: batches of the lanes and single signatures of aws-lc-rs in turn, in CPU time of this
+//! thread, so that neighbours and clock changes hit both alike.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use nix::time::{ClockId, clock_gettime};
+use postrider::dkim::{
+    BodyHash, BodyHasher, Canon, Identity, Job, KeyKind, PrivateKey, SignOptions, Signer,
+    SignerConfig, keygen, prepare,
+};
+use postrider::time::Wall;
+
+fn identity(kind: KeyKind) -> Arc<Identity> {
+    let key = PrivateKey::from_pem(&keygen(kind).unwrap().pem).unwrap();
+    Arc::new(Identity::new("example.com", "s1", Arc::new(key)).unwrap())
+}
+
+const HEADER: &str = "Received: from app.example.com (app.example.com [192.0.2.1])\r\n\
+    \tby mta.example.com with ESMTP id 0123456789abcdef;\r\n\tFri, 20 Nov 2026 10:00:00 +0000\r\n\
+    From: Example News <news@example.com>\r\nTo: Some Body <some.body@example.net>\r\n\
+    Subject: =?utf-8?q?The_news_of_the_week?=\r\nDate: Fri, 20 Nov 2026 10:00:00 +0000\r\n\
+    Message-ID: <0123456789abcdef@example.com>\r\nMIME-Version: 1.0\r\n\
+    Content-Type: multipart/alternative; boundary=\"0123456789\"\r\n\
+    List-Unsubscribe: <https://example.com/u?t=0123456789>\r\n\
+    List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\nFeedback-ID: 1:2:3:example\r\n\r\n";
+
+fn job(number: usize, identity: &Arc<Identity>) -> Job {
+    let header = format!("X-Number: {number}\r\nReply-To: {number}@example.com\r\n{HEADER}");
+    let body = BodyHash::of(Canon::Relaxed, b"x\r\n");
+    let identities = [Arc::clone(identity)];
+    prepare(
+        header.as_bytes(),
+        &body,
+        &identities,
+        &SignOptions::default(),
+        Wall(0),
+    )
+    .unwrap()
+}
+
+/// CPU time of this thread in microseconds.
+fn cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+    time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+fn interleaved(kind: KeyKind, name: &str, rounds: usize) {
+    let identity = identity(kind);
+    let jobs: Vec<Job> = (0..8).map(|number| job(number, &identity)).collect();
+    let mut lanes = Signer::new(SignerConfig::default());
+    let mut single = Signer::new(SignerConfig { no_lanes: true });
+    let mut out = Vec::new();
+    let mut run = |signer: &mut Signer, count: usize| {
+        for job in &jobs[..count] {
+            signer.submit(job.clone()).unwrap();
+        }
+        let start = cpu_us();
+        signer.run_batch(&mut out);
+        let spent = cpu_us() - start;
+        assert_eq!(
+            out.drain(..).filter(|one| one.fields.is_ok()).count(),
+            count
+        );
+        spent
+    };
+    let sizes = [8, 5, 4, 3, 2, 1];
+    let mut samples = vec![Vec::new(); sizes.len() + 1];
+    for _ in 0..rounds {
+        for (place, size) in sizes.iter().enumerate() {
+            samples[place].push(run(&mut lanes, *size) / *size as f64);
+        }
+        samples[sizes.len()].push(run(&mut single, 1));
+    }
+    let reference = median(samples.pop().unwrap_or_default());
+    println!("{name}: aws-lc-rs one at a time, verified: {reference:.1} us per signature");
+    for (size, samples) in sizes.iter().zip(samples) {
+        let each = median(samples);
+        println!(
+            "{name}: batch of {size}: {each:.1} us per signature, {:.2} times",
+            reference / each
+        );
+    }
+    println!("{name}: {:?}", lanes.report());
+}
+
+fn rsa_interleaved(_: &mut Criterion) {
+    // `cargo test --benches` only wants to know that this runs.
+    let whole = std::env::args().any(|word| word == "--bench");
+    interleaved(KeyKind::Rsa2048, "rsa2048", if whole { 400 } else { 2 });
+    interleaved(KeyKind::Rsa4096, "rsa4096", if whole { 60 } else { 1 });
+}
+
+fn signatures(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sign");
+    for (name, kind, size) in [
+        ("rsa2048_batch_of_8", KeyKind::Rsa2048, 8),
+        ("rsa2048_lone", KeyKind::Rsa2048, 1),
+        ("ed25519_batch_of_8", KeyKind::Ed25519, 8),
+    ] {
+        let identity = identity(kind);
+        let jobs: Vec<Job> = (0..size).map(|number| job(number, &identity)).collect();
+        let mut signer = Signer::new(SignerConfig::default());
+        let mut out = Vec::new();
+        group.throughput(Throughput::Elements(size as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                || jobs.clone(),
+                |jobs| {
+                    for job in jobs {
+                        signer.submit(job).unwrap();
+                    }
+                    signer.run_batch(&mut out);
+                    out.clear();
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+fn preparation(criterion: &mut Criterion) {
+    let identity = [identity(KeyKind::Ed25519)];
+    let options = SignOptions::default();
+    let body = BodyHash::of(Canon::Relaxed, b"x\r\n");
+    criterion.bench_function("prepare", |bencher| {
+        bencher.iter(|| prepare(HEADER.as_bytes(), &body, &identity, &options, Wall(0)).unwrap());
+    });
+}
+
+fn bodies(criterion: &mut Criterion) {
+    let clean = b"The quick brown fox jumps over the lazy dog, and then it all goes home.\r\n";
+    let dirty = b"    <td>  two blanks,  and\ta tab, and one at the end of the line </td> \r\n";
+    for (name, line) in [("clean", &clean[..]), ("dirty", dirty)] {
+        let text: Vec<u8> = line.iter().cycle().take(50 << 10).copied().collect();
+        let mut group = criterion.benchmark_group(format!("body_{name}"));
+        for size in [10 << 10, 50 << 10] {
+            let body = &text[..size];
+            group.throughput(Throughput::Bytes(size as u64));
+            group.bench_function(format!("relaxed_{}k", size >> 10), |bencher| {
+                bencher.iter(|| BodyHash::of(Canon::Relaxed, black_box(body)));
+            });
+            group.bench_function(format!("relaxed_{}k_in_segments", size >> 10), |bencher| {
+                bencher.iter(|| {
+                    let mut hasher = BodyHasher::new(Canon::Relaxed);
+                    black_box(body)
+                        .chunks(1448)
+                        .for_each(|piece| hasher.update(piece));
+                    hasher.finish()
+                });
+            });
+            group.bench_function(format!("sha256_alone_{}k", size >> 10), |bencher| {
+                use aws_lc_rs::digest::{SHA256, digest};
+                bencher.iter(|| digest(&SHA256, black_box(body)));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, rsa_interleaved, signatures, preparation, bodies);
+criterion_main!(benches);
