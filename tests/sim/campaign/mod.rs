@@ -107,7 +107,7 @@ impl Scenario {
         format!(
             "[node]\nhostname = \"node.test\"\ndata_dir = \"{DATA}\"\nshards = {}\n\
              [[listener]]\naddress = \"10.0.0.1:2525\"\nrelay_from = [\"0.0.0.0/0\"]\n\
-             idle_timeout = \"2m\"\n\
+             idle_timeout = \"2m\"\nmax_message_size = \"512KiB\"\n\
              [delivery]\nport = 25\nconnections_max = {}\npipeline_depth = {depth}\n\
              retry = [\"5s\", \"30s\", \"1m\"]\nexpire = \"30d\"\nconnect_timeout = \"10s\"\n\
              [spool]\nsegment_size = \"1MiB\"\nfree_space_min = \"1MiB\"\n\
@@ -435,7 +435,7 @@ fn run(scenario: Scenario) -> Report {
 fn complain(seed: u64, report: &Report) -> String {
     let mut text = format!(
         "seed {seed}: replay with POSTRIDER_SIM_SEEDS={seed}..{} cargo test --test sim campaign -- \
-         --nocapture (POSTRIDER_SIM_TRACE=1 prints every event)\n{:#?}\n",
+         --nocapture (POSTRIDER_SIM_TRACE=1 prints every event)\n{:?}\n",
         seed + 1,
         Scenario::draw(seed)
     );
