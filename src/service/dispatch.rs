@@ -315,8 +315,11 @@ impl<P: Port> Dispatch<P> {
             Some(pending) => pending.iter().copied().for_each(&mut group),
             None => (0..).take(envelope.recipients.len()).map(whole).for_each(&mut group),
         }
-        for ((domain, attempts, next), mut indexes) in groups {
-            indexes.sort_unstable();
+        // In the order of the envelope: that of a hash table would differ from run to run.
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.iter_mut().for_each(|(_, indexes)| indexes.sort_unstable());
+        groups.sort_unstable_by_key(|(_, indexes)| indexes.first().copied());
+        for ((domain, attempts, next), indexes) in groups {
             let Some(recipients) = Recipients::many(&indexes) else { continue };
             let pending = PendingRecipient { index: 0, attempts, next };
             self.place(domain, load(recipients, pending));
