@@ -942,9 +942,18 @@ impl<P: Port> Dispatch<P> {
     /// Tells the sender, durably, and only then settles the failed recipients: a crash in between
     /// repeats the notification rather than losing it.
     async fn carry_bounce(&self, bounce: Bounce) {
-        let held = match &bounce.held {
-            Some(held) => Ok(Arc::clone(held)),
-            None => self.read(bounce.id).await,
+        let held = loop {
+            match &bounce.held {
+                Some(held) => break Ok(Arc::clone(held)),
+                None => match self.read(bounce.id).await {
+                    // A disk that does not answer now is no reason to tell the sender nothing.
+                    Err(LendError::Unreadable) => {
+                        let pause = self.port.now().after(NOTIFICATION_PAUSE);
+                        self.port.sleep_until(pause).await;
+                    }
+                    read => break read,
+                },
+            }
         };
         if let Ok(held) = held
             && let Some((envelope, content)) = self.notification(&held, &bounce)
