@@ -332,6 +332,11 @@ pub const LOCK_FILE: &str = "lock";
 fn spools_in_care(data: &Path, shards: u16) -> Result<Vec<Vec<u16>>, NodeError> {
     let failed = |error| NodeError::DataDirectory(data.to_owned(), "read it", error);
     let mut spools: Vec<Vec<u16>> = (0..shards).map(|number| vec![number]).collect();
+    for own in 0..shards {
+        let path = settings::spool_directory(data, own);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| NodeError::DataDirectory(path, "make it", error))?;
+    }
     for entry in std::fs::read_dir(data).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));

@@ -2,6 +2,7 @@
 //!
 //! The only place that knows both sides: below it nobody knows that a configuration file exists.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{self, Snapshot};
@@ -18,11 +19,17 @@ use crate::smtp::server::ServerConfig;
 #[must_use]
 pub fn spooler(snapshot: &Snapshot, number: u16) -> SpoolerConfig {
     SpoolerConfig {
-        directory: snapshot.node.data_dir.clone(),
+        directory: spool_directory(&snapshot.node.data_dir, number),
         shard: number,
         segment_bytes: snapshot.spool.segment_size,
         low_water_bytes: snapshot.spool.free_space_min,
     }
+}
+
+/// The directory of the spool with this number; offline tools know it by the same name.
+#[must_use]
+pub fn spool_directory(data: &Path, number: u16) -> PathBuf {
+    data.join(format!("shard-{number:03}"))
 }
 
 /// What the brain is told.
