@@ -1,9 +1,10 @@
-//! e2e - what the whole daemon costs and yields: real processes on loopback, medians of several runs.
+//! e2e - what the whole daemon costs and yields: real processes on loopback, medians of some runs.
 //!
-//!     cargo bench --bench e2e -- [--messages N] [--runs N] [--dir DIRECTORY] [--json] [--smoke] [CASE...]
+//!     cargo bench --bench e2e -- [--messages N] [--runs N] [--dir DIRECTORY] [--json] [--smoke]
+//!                                [CASE...]
 //!
-//! Plain main: a run takes seconds, and what counts is the daemon's own CPU time (its process clock),
-//! not the time on the wall. Nothing here passes or fails by a time; goals are shown beside figures.
+//! Plain main: a run takes seconds, and what counts is the daemon's own CPU time (its process
+//! clock), not the time on the wall. Nothing passes or fails by a time; goals stand beside figures.
 //! Spools are written below DIRECTORY (/var/tmp): it must be the disk that is meant, not memory.
 
 mod cases;
@@ -45,7 +46,9 @@ fn options() -> Result<Options, String> {
         match word.as_str() {
             "--messages" => options.messages = Some(number().ok_or(USAGE)?),
             "--runs" => {
-                options.runs = number().and_then(|n| usize::try_from(n).ok()).ok_or(USAGE)?;
+                options.runs = number()
+                    .and_then(|n| usize::try_from(n).ok())
+                    .ok_or(USAGE)?;
             }
             "--dir" => options.base = words.next().map(PathBuf::from).ok_or(USAGE)?,
             "--json" => options.json = true,
@@ -87,15 +90,20 @@ fn run() -> Result<(), String> {
             println!("not optimised: the figures mean nothing");
         }
     }
-    let scale =
-        Scale { base: &options.base, messages: options.messages, smoke: options.smoke };
+    let scale = Scale {
+        base: &options.base,
+        messages: options.messages,
+        smoke: options.smoke,
+    };
     let mut summaries = Vec::new();
     for case in options.cases {
-        let runs = (0..options.runs).map(|_| (case.run)(scale)).collect::<Result<Vec<_>, _>>();
+        let runs = (0..options.runs)
+            .map(|_| (case.run)(scale))
+            .collect::<Result<Vec<_>, _>>();
         let runs = runs.map_err(|error| format!("{}: {error}", case.name))?;
         let summary = Summary::new(case.name, case.about, runs);
         if !options.json {
-            println!("{}", summary.show());
+            println!("{}", summary.show(!options.smoke));
         }
         summaries.push(summary);
     }
