@@ -45,7 +45,15 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "pipelined-bdat",
         about: "one shard, PIPELINING and BDAT in, BDAT out",
-        run: |scale| throughput(scale, Way { chunking: true, ..Way::PLAIN }),
+        run: |scale| {
+            throughput(
+                scale,
+                Way {
+                    chunking: true,
+                    ..Way::PLAIN
+                },
+            )
+        },
     },
     Case {
         name: "pipelined-data",
@@ -55,32 +63,70 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "basic",
         about: "one shard, four round trips in, BDAT out",
-        run: |scale| throughput(scale, Way { basic: true, ..Way::PLAIN }),
+        run: |scale| {
+            throughput(
+                scale,
+                Way {
+                    basic: true,
+                    ..Way::PLAIN
+                },
+            )
+        },
     },
     Case {
         name: "data-out",
         about: "one shard, PIPELINING and BDAT in, DATA out",
         run: |scale| {
-            throughput(scale, Way { chunking: true, manners: "no-chunking=100", ..Way::PLAIN })
+            throughput(
+                scale,
+                Way {
+                    chunking: true,
+                    manners: "no-chunking=100",
+                    ..Way::PLAIN
+                },
+            )
         },
     },
     Case {
         name: "all-shards",
         about: "one shard per core, ten sites, PIPELINING and BDAT in, BDAT out",
-        run: |scale| throughput(scale, Way { chunking: true, all_shards: true, ..Way::PLAIN }),
+        run: |scale| {
+            throughput(
+                scale,
+                Way {
+                    chunking: true,
+                    all_shards: true,
+                    ..Way::PLAIN
+                },
+            )
+        },
     },
     Case {
         name: "signed-rsa",
         about: "pipelined-bdat with a DKIM signature, RSA-2048",
         run: |scale| {
-            throughput(scale, Way { chunking: true, key: Some(KeyKind::Rsa2048), ..Way::PLAIN })
+            throughput(
+                scale,
+                Way {
+                    chunking: true,
+                    key: Some(KeyKind::Rsa2048),
+                    ..Way::PLAIN
+                },
+            )
         },
     },
     Case {
         name: "signed-ed25519",
         about: "pipelined-bdat with a DKIM signature, Ed25519",
         run: |scale| {
-            throughput(scale, Way { chunking: true, key: Some(KeyKind::Ed25519), ..Way::PLAIN })
+            throughput(
+                scale,
+                Way {
+                    chunking: true,
+                    key: Some(KeyKind::Ed25519),
+                    ..Way::PLAIN
+                },
+            )
         },
     },
     Case {
@@ -134,7 +180,11 @@ fn route(domain: &str, via: SocketAddr) -> String {
 fn throughput(scale: Scale<'_>, way: Way) -> Outcome<Figures> {
     let messages = scale.messages(50_000, 500);
     let place = Place::new(scale.base)?;
-    let cores = if way.all_shards { available_parallelism().map_or(1, usize::from) } else { 1 };
+    let cores = if way.all_shards {
+        available_parallelism().map_or(1, usize::from)
+    } else {
+        1
+    };
     let sites: u8 = if way.all_shards { 10 } else { 1 };
     let sink = Sink::start(&place, u16::from(sites), cores, way.manners)?;
     let mut more = String::new();
@@ -162,7 +212,12 @@ fn throughput(scale: Scale<'_>, way: Way) -> Outcome<Figures> {
     let cpu = daemon.cpu_us()? - cpu;
     let rss = daemon.memory("VmHWM")?;
     daemon.stop()?;
-    let figure = |path: &str| report.pointer(path).and_then(Value::as_f64).ok_or("no such figure");
+    let figure = |path: &str| {
+        report
+            .pointer(path)
+            .and_then(Value::as_f64)
+            .ok_or("no such figure")
+    };
     Ok(vec![
         ("cpu_us_per_message", cpu / messages as f64),
         ("accepted_per_second", figure("/messages_per_second")?),
@@ -181,7 +236,9 @@ fn idle(scale: Scale<'_>) -> Outcome<Figures> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed("open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(failed("open files"))?;
     if most < u64::from(wanted) + 200 {
-        return Err(format!("{wanted} connections need `ulimit -Hn` above that; it is {most}"));
+        return Err(format!(
+            "{wanted} connections need `ulimit -Hn` above that; it is {most}"
+        ));
     }
     let daemon = Daemon::start(&place, 1, &route("*", free_address()?))?;
     // What the first session brings into memory is not the sessions' own.
@@ -197,7 +254,10 @@ fn idle(scale: Scale<'_>) -> Outcome<Figures> {
     drop(sessions);
     daemon.stop()?;
     Ok(vec![
-        ("rss_bytes_per_connection", (after - before) / f64::from(wanted)),
+        (
+            "rss_bytes_per_connection",
+            (after - before) / f64::from(wanted),
+        ),
         ("rss_before_mib", before / f64::from(1 << 20)),
         ("rss_after_mib", after / f64::from(1 << 20)),
     ])
@@ -207,11 +267,18 @@ fn idle(scale: Scale<'_>) -> Outcome<Figures> {
 /// address runs out of ports.
 fn idle_session(to: SocketAddr, number: u16) -> Outcome<TcpStream> {
     let what = "an idle connection";
-    let SocketAddr::V4(to) = to else { return Err("the listener is not IPv4".to_owned()) };
+    let SocketAddr::V4(to) = to else {
+        return Err("the listener is not IPv4".to_owned());
+    };
     let address = u8::try_from(number / 1000).unwrap_or(u8::MAX);
     let from = SockaddrIn::new(127, 9, 0, address + 1, 0);
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(failed(what))?;
+    let fd = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(failed(what))?;
     bind(fd.as_raw_fd(), &from).map_err(failed(what))?;
     connect(fd.as_raw_fd(), &SockaddrIn::from(to)).map_err(failed(what))?;
     let stream = TcpStream::from(fd);
@@ -228,10 +295,17 @@ struct Dialogue<'a> {
 impl<'a> Dialogue<'a> {
     fn new(stream: &'a TcpStream) -> Outcome<Self> {
         let patience = Some(Duration::from_secs(60));
-        stream.set_read_timeout(patience).map_err(failed("a session"))?;
-        stream.set_write_timeout(patience).map_err(failed("a session"))?;
+        stream
+            .set_read_timeout(patience)
+            .map_err(failed("a session"))?;
+        stream
+            .set_write_timeout(patience)
+            .map_err(failed("a session"))?;
         // Every reply is awaited before the next command, so nothing is lost in this buffer.
-        Ok(Self { stream, lines: BufReader::with_capacity(1024, stream) })
+        Ok(Self {
+            stream,
+            lines: BufReader::with_capacity(1024, stream),
+        })
     }
 
     fn greet(&mut self) -> Outcome<()> {
@@ -240,7 +314,9 @@ impl<'a> Dialogue<'a> {
     }
 
     fn say(&mut self, words: &str, code: &str) -> Outcome<()> {
-        self.stream.write_all(words.as_bytes()).map_err(failed("a session"))?;
+        self.stream
+            .write_all(words.as_bytes())
+            .map_err(failed("a session"))?;
         self.expect(code)
     }
 
@@ -248,7 +324,9 @@ impl<'a> Dialogue<'a> {
         let mut line = String::new();
         loop {
             line.clear();
-            self.lines.read_line(&mut line).map_err(failed("a session"))?;
+            self.lines
+                .read_line(&mut line)
+                .map_err(failed("a session"))?;
             if !line.starts_with(code) {
                 return Err(format!("expected {code}, got {line:?}"));
             }
@@ -274,11 +352,18 @@ fn slow_path(scale: Scale<'_>) -> Outcome<Figures> {
 fn over_slow_path(scale: Scale<'_>, manners: &str, messages: u64) -> Outcome<f64> {
     let place = Place::new(scale.base)?;
     let sink = Sink::start(&place, 1, 1, manners)?;
-    let more = format!("[delivery]\nconnections_max = 1\n{}", route("*", sink.address(0)));
+    let more = format!(
+        "[delivery]\nconnections_max = 1\n{}",
+        route("*", sink.address(0))
+    );
     let mut daemon = Daemon::start(&place, 1, &more)?;
     let number = messages.to_string();
     let start = Instant::now();
-    load(daemon.address, &["--size", "10KiB", "--messages", &number], patience(messages))?;
+    load(
+        daemon.address,
+        &["--size", "10KiB", "--messages", &number],
+        patience(messages),
+    )?;
     daemon.wait_for(&["delivered"], messages, patience(messages))?;
     let seconds = start.elapsed().as_secs_f64();
     daemon.stop()?;

@@ -45,7 +45,9 @@ fn options() -> Result<Options, String> {
         match word.as_str() {
             "--messages" => options.messages = Some(number().ok_or(USAGE)?),
             "--runs" => {
-                options.runs = number().and_then(|n| usize::try_from(n).ok()).ok_or(USAGE)?;
+                options.runs = number()
+                    .and_then(|n| usize::try_from(n).ok())
+                    .ok_or(USAGE)?;
             }
             "--dir" => options.base = words.next().map(PathBuf::from).ok_or(USAGE)?,
             "--json" => options.json = true,
@@ -87,11 +89,16 @@ fn run() -> Result<(), String> {
             println!("not optimised: the figures mean nothing");
         }
     }
-    let scale =
-        Scale { base: &options.base, messages: options.messages, smoke: options.smoke };
+    let scale = Scale {
+        base: &options.base,
+        messages: options.messages,
+        smoke: options.smoke,
+    };
     let mut summaries = Vec::new();
     for case in options.cases {
-        let runs = (0..options.runs).map(|_| (case.run)(scale)).collect::<Result<Vec<_>, _>>();
+        let runs = (0..options.runs)
+            .map(|_| (case.run)(scale))
+            .collect::<Result<Vec<_>, _>>();
         let runs = runs.map_err(|error| format!("{}: {error}", case.name))?;
         let summary = Summary::new(case.name, case.about, runs);
         if !options.json {

@@ -34,7 +34,12 @@ impl Summary {
 
     /// Of each figure: name, median, least, most.
     fn rows(&self) -> Vec<(&'static str, f64, f64, f64)> {
-        let names = self.runs.first().into_iter().flatten().map(|(name, _)| *name);
+        let names = self
+            .runs
+            .first()
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| *name);
         let row = |name| {
             let find = |run: &Figures| run.iter().find(|(other, _)| *other == name).map(|f| f.1);
             let mut values: Vec<f64> = self.runs.iter().filter_map(find).collect();
@@ -47,7 +52,9 @@ impl Summary {
     pub(crate) fn show(&self) -> String {
         let mut out = format!("{}: {}\n", self.case, self.about);
         for (name, median, least, most) in self.rows() {
-            let goal = GOALS.iter().find(|goal| (goal.0, goal.1) == (self.case, name));
+            let goal = GOALS
+                .iter()
+                .find(|goal| (goal.0, goal.1) == (self.case, name));
             let goal = match goal {
                 None => String::new(),
                 Some((.., Goal::AtMost(bound))) => {
@@ -59,14 +66,19 @@ impl Summary {
             };
             let values = [median, least, most].map(|value| round(name, value));
             let [median, least, most] = values;
-            out.push_str(&format!("  {name:32} {median:>12}  ({least} to {most}){goal}\n"));
+            out.push_str(&format!(
+                "  {name:32} {median:>12}  ({least} to {most}){goal}\n"
+            ));
         }
         out
     }
 
     pub(crate) fn json(&self) -> Value {
         let row = |(name, median, least, most): (&str, f64, f64, f64)| {
-            (name.to_owned(), json!({ "median": median, "min": least, "max": most }))
+            (
+                name.to_owned(),
+                json!({ "median": median, "min": least, "max": most }),
+            )
         };
         let figures: Map<String, Value> = self.rows().into_iter().map(row).collect();
         json!({ "case": self.case, "runs": self.runs.len(), "figures": figures })

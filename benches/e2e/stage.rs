@@ -48,7 +48,9 @@ fn locked<T>(list: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Ends everything and the process on SIGINT, SIGTERM or SIGHUP.
 pub(crate) fn end_on_signals() -> Outcome<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(failed("signals"))?;
     let wait = async {
         let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = (
@@ -76,7 +78,10 @@ pub(crate) fn end_on_signals() -> Outcome<()> {
         std::process::exit(130);
     };
     let thread = thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || runtime.block_on(wait)).map(drop).map_err(failed("signals"))
+    thread
+        .spawn(move || runtime.block_on(wait))
+        .map(drop)
+        .map_err(failed("signals"))
 }
 
 fn signal_process(pid: u32, signal: Signal) {
@@ -109,8 +114,14 @@ impl Place {
         use std::os::unix::fs::OpenOptionsExt;
         let path = self.path(name);
         // Only for us: a private key that others can read is refused by the daemon.
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
-        file.and_then(|mut file| file.write_all(content)).map_err(failed(name))?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path);
+        file.and_then(|mut file| file.write_all(content))
+            .map_err(failed(name))?;
         Ok(path)
     }
 }
@@ -219,7 +230,9 @@ fn line_of(pipe: impl Read + Send + 'static, wanted: &'static str, log: &Path) -
 /// An address on which nobody listens now.
 pub(crate) fn free_address() -> Outcome<SocketAddr> {
     let listener = TcpListener::bind(("127.0.0.1", 0));
-    listener.and_then(|listener| listener.local_addr()).map_err(failed("a free port"))
+    listener
+        .and_then(|listener| listener.local_addr())
+        .map_err(failed("a free port"))
 }
 
 /// `postrider sink`.
@@ -237,7 +250,12 @@ impl Sink {
         let log = place.path("sink.log");
         let mut command = program();
         command.args(["sink", "--port", "0", "--json", "--personality", manners]);
-        command.args(["--domains", &sites.to_string(), "--shards", &shards.to_string()]);
+        command.args([
+            "--domains",
+            &sites.to_string(),
+            "--shards",
+            &shards.to_string(),
+        ]);
         let first = std::net::Ipv4Addr::from(FIRST_SITE).to_string();
         command.args(["--first-address", &first]);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -249,10 +267,17 @@ impl Sink {
             .and_then(|pipe| line_of(pipe, "postrider sink: ready", &log));
         let port = ready.as_deref().and_then(|line| {
             let digits = line.split("port ").nth(1)?;
-            digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+            digits
+                .split(|c: char| !c.is_ascii_digit())
+                .next()?
+                .parse()
+                .ok()
         });
         match port {
-            Some(port) => Ok(Self { _running: running, port }),
+            Some(port) => Ok(Self {
+                _running: running,
+                port,
+            }),
             None => Err(running.complaint("was never ready")),
         }
     }
@@ -288,14 +313,21 @@ impl Daemon {
         );
         let configuration = place.write("postrider.toml", text.as_bytes())?;
         let running = Self::spawn(&configuration, place.path("daemon.log"))?;
-        Ok(Self { running, address, socket, configuration })
+        Ok(Self {
+            running,
+            address,
+            socket,
+            configuration,
+        })
     }
 
     fn spawn(configuration: &Path, log: PathBuf) -> Outcome<Running> {
         let errors = File::options().create(true).append(true).open(&log);
         let mut command = program();
         command.args(["run", "--config"]).arg(configuration);
-        command.stdout(Stdio::piped()).stderr(errors.map_err(failed("daemon.log"))?);
+        command
+            .stdout(Stdio::piped())
+            .stderr(errors.map_err(failed("daemon.log"))?);
         let mut running = Running::start("daemon", &mut command, log.clone())?;
         let out = running.child.stdout.take();
         match out.and_then(|pipe| line_of(pipe, "postrider: ready", &log)) {
@@ -336,22 +368,33 @@ impl Daemon {
     pub(crate) fn memory(&self, name: &str) -> Outcome<f64> {
         let path = format!("/proc/{}/status", self.running.pid());
         let status = fs::read_to_string(&path).map_err(failed(&path))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
-        kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path} has no {name}"))
+        kib.map(|kib| kib * 1024.0)
+            .ok_or_else(|| format!("{path} has no {name}"))
     }
 
     /// A sum over the shards of some figures of `postrider ctl status --json`.
     pub(crate) fn status(&self, names: &[&str]) -> Outcome<u64> {
         let mut command = program();
-        command.args(["ctl", "status", "--json", "--socket"]).arg(&self.socket);
+        command
+            .args(["ctl", "status", "--json", "--socket"])
+            .arg(&self.socket);
         let (text, success) = output("ctl", &mut command, ANSWER_WITHIN)?;
         let status: Value = serde_json::from_str(&text).map_err(failed("ctl status"))?;
-        let shards = status["shards"].as_array().filter(|_| success).ok_or("no shards in status")?;
-        let figure = |shard: &Value| -> Option<u64> {
-            names.iter().map(|name| shard[*name].as_u64()).sum()
-        };
-        shards.iter().map(figure).sum::<Option<u64>>().ok_or_else(|| format!("no {names:?}"))
+        let shards = status["shards"]
+            .as_array()
+            .filter(|_| success)
+            .ok_or("no shards in status")?;
+        let figure =
+            |shard: &Value| -> Option<u64> { names.iter().map(|name| shard[*name].as_u64()).sum() };
+        shards
+            .iter()
+            .map(figure)
+            .sum::<Option<u64>>()
+            .ok_or_else(|| format!("no {names:?}"))
     }
 
     /// Waits until the sum of these figures is as wanted.
@@ -385,7 +428,9 @@ fn output(name: &'static str, command: &mut Command, most: Duration) -> Outcome<
         // Nobody listens any more when the time was over.
         drop(sender.send(read.map(|_| text)));
     });
-    let text = receiver.recv_timeout(most).map_err(|_| format!("{name} took over {most:?}"))?;
+    let text = receiver
+        .recv_timeout(most)
+        .map_err(|_| format!("{name} took over {most:?}"))?;
     let success = running.wait(END_WITHIN)?;
     Ok((text.map_err(failed(name))?, success))
 }
@@ -394,10 +439,15 @@ fn output(name: &'static str, command: &mut Command, most: Duration) -> Outcome<
 /// accepted.
 pub(crate) fn load(target: SocketAddr, args: &[&str], most: Duration) -> Outcome<Value> {
     let mut command = program();
-    command.args(["load", "--json", "--quiet", "--target", &target.to_string()]).args(args);
+    command
+        .args(["load", "--json", "--quiet", "--target", &target.to_string()])
+        .args(args);
     let (text, success) = output("load", &mut command, most)?;
     if !success {
-        return Err(format!("load: not every message was accepted: {}", text.trim()));
+        return Err(format!(
+            "load: not every message was accepted: {}",
+            text.trim()
+        ));
     }
     serde_json::from_str(&text).map_err(failed("load"))
 }
