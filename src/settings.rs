@@ -35,7 +35,9 @@ pub fn queue(snapshot: &Snapshot, seed: u64) -> QueueConfig {
         limits: PathLimits {
             connections_max: delivery.connections_max,
             messages_per_connection_max: delivery.messages_per_connection,
-            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
+            rate: delivery
+                .rate
+                .and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
         },
         idle_max: delivery.idle_timeout,
         seed,
@@ -81,7 +83,11 @@ pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
             .iter()
             .map(|pool| Pool {
                 name: Arc::clone(&pool.name),
-                members: pool.members.iter().map(|member| (member.source, member.weight)).collect(),
+                members: pool
+                    .members
+                    .iter()
+                    .map(|member| (member.source, member.weight))
+                    .collect(),
             })
             .collect(),
         default_pool: snapshot.default_pool,
@@ -136,12 +142,16 @@ pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
     for entry in &snapshot.dkim {
         let named = |error: &dyn std::fmt::Display| {
             let (domain, selector) = (&entry.domain, &entry.selector);
-            format!("[[dkim]] {domain} ({selector}), key {}: {error}", entry.key.display())
+            format!(
+                "[[dkim]] {domain} ({selector}), key {}: {error}",
+                entry.key.display()
+            )
         };
         let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
         let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
             .map_err(|error| named(&error))?;
-        ring.add(&entry.domain, Arc::new(identity)).map_err(|error| named(&error))?;
+        ring.add(&entry.domain, Arc::new(identity))
+            .map_err(|error| named(&error))?;
     }
     Ok(ring)
 }

@@ -182,7 +182,10 @@ fn smtp_source_sends() {
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(body.len() > 4_000, "{}", body.len());
         let good = |byte: u8| byte == b'X' || byte == b' ' || byte.is_ascii_digit();
-        assert!(body.split("\r\n").all(|line| line.bytes().all(good)), "{body}");
+        assert!(
+            body.split("\r\n").all(|line| line.bytes().all(good)),
+            "{body}"
+        );
     }
     assert!(sink.drain().is_empty(), "more arrived than was sent");
 }
