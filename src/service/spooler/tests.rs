@@ -10,7 +10,7 @@ use super::{Spooler, SpoolerConfig};
 use crate::engine::sim::{CrashKind, DiskFaults, RunEnd, SimHost, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port};
 use crate::message::{Address, Content, Envelope, MessageId, Recipient};
-use crate::spool::{AppendError, ReadError, Settlement, SettlementKind};
+use crate::spool::{AppendError, Damage, ReadError, Settlement, SettlementKind};
 use crate::time::{Mono, Wall};
 
 #[derive(Default)]
@@ -59,6 +59,11 @@ async fn life(port: SimPort, ledger: Rc<RefCell<Ledger>>, done: Rc<Cell<bool>>) 
             assert_eq!(loaded.envelope, envelope());
             assert!(found.insert(loaded.queued.id), "loaded once");
         }
+    }
+    let unreadable = |damage: &Damage| matches!(damage, Damage::Unreadable(..));
+    if recovered.report.damage.iter().any(unreadable) {
+        // Nothing can be said before the disk gives its bytes: the next life looks again.
+        return;
     }
     assert!(!recovered.report.is_damaged(), "{:?}", recovered.report);
     let missing: Vec<MessageId> = {
