@@ -290,14 +290,14 @@ impl<'a, P: Port> Connection<'a, P> {
     }
 
     async fn send_output(&mut self) {
-        let now = self.dispatch.port.now();
-        if !self.client.poll_output(now, &mut self.pieces) {
-            return;
-        }
-        let pieces = std::mem::take(&mut self.pieces);
-        let deadline = now.after(limits::SEND_TIMEOUT);
-        if self.stream.send(pieces, deadline).await.is_err() {
-            self.client.disconnected(Disconnect::Reset, &mut self.events);
+        // The machine yields a long message in portions of what one gathered write takes.
+        while self.client.poll_output(self.dispatch.port.now(), &mut self.pieces) {
+            let pieces = std::mem::take(&mut self.pieces);
+            let deadline = self.dispatch.port.now().after(limits::SEND_TIMEOUT);
+            if self.stream.send(pieces, deadline).await.is_err() {
+                self.client.disconnected(Disconnect::Reset, &mut self.events);
+                return;
+            }
         }
     }
 

@@ -69,6 +69,8 @@ pub struct Settings {
     pub shard: u16,
     /// How many shards the node has.
     pub shards: u16,
+    /// Whether every shard sends what it stores, with a share of each path's connections.
+    pub spread: bool,
     /// The node's name.
     pub hostname: Arc<str>,
     /// All sources; an entry names one by its position.
@@ -476,8 +478,8 @@ impl<P: Port> Dispatch<P> {
     /// The shard that owns an egress path: the highest of a hash per shard (rendezvous), so that a
     /// change of their number moves only the paths that it must.
     fn home(&self, source: u16, site: &str) -> u16 {
-        if self.settings.shards == 1 {
-            return 0;
+        if self.settings.spread {
+            return self.settings.shard;
         }
         let base = fnv(fnv(FNV_BASIS, &source.to_le_bytes()), site.as_bytes());
         let weight = |shard: u16| mix(base ^ mix(u64::from(shard) + 1));

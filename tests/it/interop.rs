@@ -285,6 +285,14 @@ fn is_root() -> bool {
     output.stdout.trim_ascii() == b"0"
 }
 
+/// What a Postfix that delivers into a maildir needs of `master.cf`.
+const POSTFIX_SERVICES: &str = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
+    rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
+    defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\n\
+    error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
+    anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
+    postlog unix-dgram n - n - 1 postlogd\n";
+
 /// A Postfix of Debian's package in directories of its own, that delivers everything for b.example
 /// into one maildir. It needs root, because its master gives up root for each of its parts.
 fn postfix(scratch: &Scratch, master: &Path, address: SocketAddr) -> Background {
@@ -333,14 +341,8 @@ fn postfix(scratch: &Scratch, master: &Path, address: SocketAddr) -> Background 
         shared = parts.parent().unwrap().display(),
     );
     let inet = format!("{}:{} inet n - n - - smtpd\n", address.ip(), address.port());
-    let services = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
-        rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
-        defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\n\
-        error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
-        anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
-        postlog unix-dgram n - n - 1 postlogd\n";
     std::fs::write(conf.join("main.cf"), main).unwrap();
-    std::fs::write(conf.join("master.cf"), inet + services).unwrap();
+    std::fs::write(conf.join("master.cf"), inet + POSTFIX_SERVICES).unwrap();
     // Its parts run as other users and look for their configuration.
     run(std::process::Command::new("chmod")
         .arg("755")
