@@ -332,13 +332,30 @@ impl Campaign {
         let end = self.world.run_until(deadline, STEPS_MAX, done);
         if end != RunEnd::Reached {
             let text = format!(
-                "not drained ({end:?}): {} messages unsent, queued {:?}, starts that failed {:?}",
+                "not drained ({end:?}): {} messages unsent, queued {:?}, starts that failed {:?}{}",
                 self.injector.open.get(),
                 empty.get(),
                 self.node.failures.borrow().last(),
+                self.describe_node(),
             );
             self.ledger.borrow_mut().violate(text);
         }
+    }
+
+    fn describe_node(&self) -> String {
+        let text = Rc::new(RefCell::new(None));
+        let (node, port, shared) = (
+            Rc::clone(&self.node),
+            self.control.clone(),
+            Rc::clone(&text),
+        );
+        self.control.spawn(Class::Control, async move {
+            let said = node.describe(&port).await;
+            shared.replace(Some(said));
+        });
+        self.world
+            .run_until(Mono::NEVER, STEPS_MAX, || text.borrow().is_some());
+        text.take().unwrap_or_default()
     }
 
     /// A restart finds nothing to do: what was settled stays settled.

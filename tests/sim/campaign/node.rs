@@ -136,6 +136,37 @@ impl Node {
     }
 }
 
+impl Node {
+    /// What every shard says about itself, for the report of a failure.
+    pub(crate) async fn describe(&self, port: &SimPort) -> String {
+        let Some(mesh) = self.mesh.borrow().clone() else {
+            return "it is down".to_owned();
+        };
+        let mut text = String::new();
+        for (number, sender) in mesh.iter().enumerate() {
+            let (figures, mut figures_said) = oneshot::channel();
+            let (paths, mut paths_said) = oneshot::channel();
+            let (spools, mut spools_said) = oneshot::channel();
+            let asked = [
+                OperatorRequest::Status(figures),
+                OperatorRequest::Paths(paths),
+                OperatorRequest::Spools(spools),
+            ];
+            let sent =
+                asked.map(|request| sender.try_send(ShardMessage::Operator(request)).is_ok());
+            port.sleep_until(port.now().after(Duration::from_secs(1)))
+                .await;
+            text.push_str(&format!(
+                "\n  shard {number} {sent:?}: {:?}\n  {:?}\n  {:?}",
+                figures_said.try_recv(),
+                paths_said.try_recv(),
+                spools_said.try_recv(),
+            ));
+        }
+        text
+    }
+}
+
 /// The control thread's resolver, as far as a campaign needs one.
 struct Names {
     zone: Rc<HashMap<String, Ipv4Addr>>,
