@@ -344,6 +344,10 @@ pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::
 /// DNS questions under way at once; the rest wait in order.
 pub const QUESTIONS_AT_ONCE_MAX: usize = 512;
 
+/// Connections per path that each shard must have for a path to be spread over all of them: below
+/// it a shard's share would be used up by one slow reply each, while others idle.
+pub const SPREAD_CONNECTIONS_MIN: u32 = 8;
+
 // ---- config ----
 
 /// Longest configuration file: ten thousand sources of 200 bytes are 2 MiB.

@@ -310,7 +310,13 @@ const BOOT_LOOK: Duration = Duration::from_millis(100);
 /// Makes the data directory where it is missing, and takes its lock for as long as the node lives.
 fn lock_data_directory(path: &Path) -> Result<Flock<File>, NodeError> {
     let failed = |action| move |error| NodeError::DataDirectory(path.to_owned(), action, error);
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make it"))?;
+    // Not its parents: a path with a typing error must be noticed, not created.
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("make it")(error));
+        }
+        _ => {}
+    }
     std::fs::read_dir(path).map_err(failed("read it"))?;
     let lock = path.join(LOCK_FILE);
     let file = File::options()
@@ -332,6 +338,11 @@ pub const LOCK_FILE: &str = "lock";
 fn spools_in_care(data: &Path, shards: u16) -> Result<Vec<Vec<u16>>, NodeError> {
     let failed = |error| NodeError::DataDirectory(data.to_owned(), "read it", error);
     let mut spools: Vec<Vec<u16>> = (0..shards).map(|number| vec![number]).collect();
+    for own in 0..shards {
+        let path = settings::spool_directory(data, own);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|error| NodeError::DataDirectory(path, "make it", error))?;
+    }
     for entry in std::fs::read_dir(data).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("shard-"));

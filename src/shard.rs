@@ -113,7 +113,7 @@ impl<P: Port> Shard<P> {
                 port.listen(address).map_err(|error| BootError::Listen(address, error))?;
             sockets.push(socket);
         }
-        let queue = Queue::new(settings::queue(&plan.snapshot, port.random()));
+        let queue = Queue::new(settings::queue(&plan.snapshot, plan.number, plan.shards, port.random()));
         let signer = Rc::new(SignService::new(port.clone(), Arc::clone(&plan.keys)));
         port.spawn(Class::Sign, Rc::clone(&signer).run());
         let resolver = Resolver::new(port.clone(), Arc::clone(&plan.ask));

@@ -45,7 +45,8 @@ pub struct DemoOptions {
     pub shards: Option<u16>,
     /// Manners of the sites, as [`crate::lab::personality::Mix::parse`] reads them.
     pub personalities: Vec<String>,
-    /// Kill the daemon with SIGKILL and start it again at random moments, on average this far apart.
+    /// Kill the daemon with SIGKILL and start it again at random moments, on average this far
+    /// apart.
     pub kill_every: Option<Duration>,
     /// At most so many kills; `None`: until the campaign is in.
     pub kills_max: Option<u32>,
@@ -284,15 +285,9 @@ fn start_daemon(
     Daemon::start(program, path, place.log())
 }
 
-fn play(
-    stage: &mut Stage<'_>,
-    place: &Place,
-    listener: SocketAddr,
-) -> Result<DemoReport, LabError> {
-    let options = stage.options;
-    let cpu = stage.daemon.cpu();
-    let start = Instant::now();
-    let load = stage.inject(LoadOptions {
+/// What is injected.
+fn campaign(options: &DemoOptions, place: &Place, listener: SocketAddr) -> LoadOptions {
+    LoadOptions {
         target: listener,
         messages: options.messages,
         size: options.size,
@@ -307,7 +302,18 @@ fn play(
         reconnect: options.kill_every.is_some(),
         retries: 10,
         ..LoadOptions::default()
-    })?;
+    }
+}
+
+fn play(
+    stage: &mut Stage<'_>,
+    place: &Place,
+    listener: SocketAddr,
+) -> Result<DemoReport, LabError> {
+    let options = stage.options;
+    let cpu = stage.daemon.cpu();
+    let start = Instant::now();
+    let load = stage.inject(campaign(options, place, listener))?;
     stage.drain(load.recipients)?;
     let end_to_end = stage
         .last_arrival()

@@ -9,8 +9,8 @@ use crate::engine::NetError;
 use crate::engine::uring::UringSetupError;
 use crate::lab::template::TemplateError;
 
-/// Why `load`, `sink` or `demo` stopped before its result. What the daemon did wrong is not here: it
-/// is in the report.
+/// Why `load`, `sink` or `demo` stopped before its result. What the daemon did wrong is not here:
+/// it is in the report.
 #[derive(Debug)]
 pub enum LabError {
     /// The options contradict each other, or one is out of range; the text names it.
@@ -29,8 +29,8 @@ pub enum LabError {
     Dns(io::Error),
     /// A ledger is not one of ours, or was cut.
     Ledger(PathBuf),
-    /// The daemon could not be started, or did not say that it is ready in time; its last words are in
-    /// the file named.
+    /// The daemon could not be started, or did not say that it is ready in time; its last words are
+    /// in the file named.
     Daemon(PathBuf, io::Error),
     /// A thread of the laboratory panicked: a defect of ours.
     Thread(&'static str),

@@ -1,8 +1,8 @@
 //! lab::identity - the marks by which a message and its recipients are known at the other end.
 //!
 //! What: each generated message carries `X-Load-Id: RRRRRR-NNNNNNNNNNNN` as the first field of its
-//! header (run in hexadecimal, number in decimal, fixed width), and recipient K of message N has the
-//! local part `rK.N`. Both survive a relay and come back inside a bounce.
+//! header (run in hexadecimal, number in decimal, fixed width), and recipient K of message N has
+//! the local part `rK.N`. Both survive a relay and come back inside a bounce.
 
 use std::fmt;
 

@@ -2,14 +2,14 @@
 //!
 //! What: two kinds of file with records of fixed width, integers little-endian.
 //!
-//! | file | header | record |
+//! | file | header | record, in bytes |
 //! |---|---|---|
-//! | injector | `PRLEDGA1` | id 8, at 8, fingerprint 16, recipients 2, kind 1, zeros 5: 40 bytes |
-//! | receiver | `PRLEDGB1` | id 8, at 8, fingerprint 16, source 16, domain 4, recipient 2, kind 1, zero 1: 56 bytes |
+//! | injector | `PRLEDGA1` | id 8, at 8, fingerprint 16, recipients 2, kind 1, five 0: 40 |
+//! | receiver | `PRLEDGB1` | id 8, at 8, fingerprint 16, source 16, domain 4, recipient 2, kind 1, 0: 56 |
 //!
 //! Times are nanoseconds of CLOCK_MONOTONIC, so that the two files of one host can be compared.
-//! Why this way: a million records are read in a tenth of a second, and a file cut in the middle of a
-//! record loses that record only.
+//! Why this way: a million records are read in a tenth of a second, and a file cut in the middle of
+//! a record loses that record only.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -194,7 +194,8 @@ impl LedgerWriter {
         Ok(Self { file, batch })
     }
 
-    /// Appends one record; it is in the file after [`LedgerWriter::flush`], or when the batch is full.
+    /// Appends one record; it is in the file after [`LedgerWriter::flush`], or when the batch is
+    /// full.
     ///
     /// # Errors
     /// What the file system says.
@@ -206,7 +207,8 @@ impl LedgerWriter {
         Ok(())
     }
 
-    /// Hands everything to the operating system. Not synced: the laboratory kills daemons, not hosts.
+    /// Hands everything to the operating system. Not synced: the laboratory kills daemons, not
+    /// hosts.
     ///
     /// # Errors
     /// What the file system says.

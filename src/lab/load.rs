@@ -5,8 +5,8 @@
 //! Shard: one thread with an engine of its own; all sessions live on it.
 //! Limits: `limits::LAB_SESSIONS_MAX`; one message per session in memory.
 //! Failure: nobody at the target and an unwritable ledger end the run; everything else is counted.
-//! Why its own client: in steady state a transaction is one write and one read, for about 1 us of our
-//! own CPU, because the generator shares two cores with the daemon it measures.
+//! Why its own client: in steady state a transaction is one write and one read, for about 1 us of
+//! our own CPU, because the generator shares two cores with the daemon it measures.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -50,8 +50,8 @@ pub struct LoadOptions {
     pub size: usize,
     /// Connections at once.
     pub sessions: u32,
-    /// Messages per second, started on schedule whatever the daemon does; `None`: as fast as it takes
-    /// them.
+    /// Messages per second, started on schedule whatever the daemon does; `None`: as fast as it
+    /// takes them.
     pub rate: Option<f64>,
     /// Recipients are at `d0.ZONE`, `d1.ZONE` ... in turn.
     pub domains: u32,
@@ -59,8 +59,8 @@ pub struct LoadOptions {
     pub recipients: u16,
     /// The zone, `lab.test`.
     pub zone: String,
-    /// The envelope sender; `None`: `bounce@bounces.ZONE`, which the sink counts as bounces. An empty
-    /// text is the null sender.
+    /// The envelope sender; `None`: `bounce@bounces.ZONE`, which the sink counts as bounces. An
+    /// empty text is the null sender.
     pub sender: Option<String>,
     /// What to say in EHLO.
     pub helo: String,
@@ -78,7 +78,8 @@ pub struct LoadOptions {
     pub run: Option<u32>,
     /// Where acknowledgements are recorded.
     pub ledger: Option<PathBuf>,
-    /// How often a message that was answered 4xx is tried again, after [`LoadOptions::retry_delay`].
+    /// How often a message that was answered 4xx is tried again, after
+    /// [`LoadOptions::retry_delay`].
     pub retries: u32,
     /// The wait before such a try.
     pub retry_delay: Duration,
@@ -189,8 +190,8 @@ pub struct LoadReport {
     pub rate: Option<f64>,
     /// From handing a message to the kernel until its 250 was read.
     pub latency_us: Latency,
-    /// From the moment a message was due until its 250 was read: includes waiting for a free session.
-    /// Equal to `latency_us` without a rate.
+    /// From the moment a message was due until its 250 was read: includes waiting for a free
+    /// session. Equal to `latency_us` without a rate.
     pub latency_from_due_us: Latency,
     /// CPU time of the generator per acknowledged message, in microseconds.
     pub client_cpu_us_per_message: f64,

@@ -4,8 +4,8 @@
 //! domains with the manners of many providers, and records every delivery; `dns` answers for those
 //! domains; `check` compares the two ledgers; `demo` does all of it around a real daemon.
 //! Why this way: the ledgers are written by programs that share no code path with the spool or the
-//! queue, so that a message lost there cannot be lost here as well. What decides is pure (`template`,
-//! `personality`, `receiver`, `zone`, `check`); what moves bytes is thin.
+//! queue, so that a message lost there cannot be lost here as well. What decides is pure
+//! (`template`, `personality`, `receiver`, `zone`, `check`); what moves bytes is thin.
 
 pub mod check;
 pub mod demo;

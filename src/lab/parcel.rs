@@ -1,9 +1,10 @@
 //! lab::parcel - what a message that arrived at the sink is: one of the generator's, or a
 //! notification about one.
 //!
-//! What: the trace fields that the daemon puts on top (Received, DKIM-Signature) are set aside; what
-//! follows must be the message as it was injected, which starts with `X-Load-Id`. A notification
-//! (RFC 3464) names the recipients that failed, and carries the mark in the header it returns.
+//! What: the trace fields that the daemon puts on top (Received, DKIM-Signature) are set aside;
+//! what follows must be the message as it was injected, which starts with `X-Load-Id`. A
+//! notification (RFC 3464) names the recipients that failed, and carries the mark in the header it
+//! returns.
 
 use crate::lab::identity::{ID_FIELD, LoadId, recipient_index};
 

@@ -6,7 +6,7 @@
 //! | trait | what the site does |
 //! |---|---|
 //! | `accept` | takes everything at once |
-//! | `greylist:TIME` | 451 for the first attempt of a (sender, recipient) and until TIME has passed |
+//! | `greylist:TIME` | 451 to a new (sender, recipient) until TIME has passed |
 //! | `tempfail:P` | 451 at RCPT with probability P per attempt |
 //! | `tempfail-dot:P` | 451 after the message with probability P per attempt |
 //! | `reject:P` | 550 at RCPT for the share P of the recipients, always the same ones |
@@ -466,7 +466,8 @@ mod tests {
         assert!((0..7).all(|index| !all.personality(index, 7).chunking));
     }
 
-    // Greylisting refuses the first attempt, even at time zero, and every one until the wait is over.
+    // Greylisting refuses the first attempt, even at time zero, and every one until the wait is
+    // over.
     #[test]
     fn greylisting_ends_after_its_wait() {
         let site: Personality = "greylist:2s".parse().unwrap();
@@ -482,8 +483,8 @@ mod tests {
         assert_eq!(instant.judge(&attempt(1, 5, 6)), Verdict::Accept);
     }
 
-    // A rejected recipient is rejected at every attempt; a temporary failure is drawn anew each time;
-    // both come at about their rate, and the same seed draws the same.
+    // A rejected recipient is rejected at every attempt; a temporary failure is drawn anew each
+    // time; both come at about their rate, and the same seed draws the same.
     #[test]
     fn refusals_are_seeded() {
         let site: Personality = "reject:10+tempfail:20".parse().unwrap();

@@ -1,7 +1,7 @@
 //! lab::receiver - the receiving end of one session, as one site's personality plays it. Sans-IO.
 //!
-//! What: bytes and the time in; replies and whole messages out. Written for speed, not for beauty of
-//! errors: the sink shares its cores with the daemon it judges.
+//! What: bytes and the time in; replies and whole messages out. Written for speed, not for beauty
+//! of errors: the sink shares its cores with the daemon it judges.
 //! Why this way: a second, independent reading of the protocol. Were the sink built on
 //! `smtp::Server`, a misreading there would agree with itself; the daemon's client meets another
 //! implementation here.

@@ -2,8 +2,8 @@
 
 //!
 //! Role: stand in for the world's mail providers, and write down what really arrived.
-//! Flow: bytes -> `receiver::Receiver` -> `parcel` -> ledger; replies through the outbox, which adds
-//! the site's latency.
+//! Flow: bytes -> `receiver::Receiver` -> `parcel` -> ledger; replies through the outbox, which
+//! adds the site's latency.
 //! Shard: `SinkOptions::shards` threads, an engine each; every thread listens on every site. The
 //! threads share what greylisting remembers, and counters.
 //! Limits: `limits::LAB_SITES_MAX`, `LAB_LINE_MAX`, `LAB_RECIPIENTS_MAX`, `LAB_GREYLIST_MAX`.

@@ -1,10 +1,10 @@
 //! lab::template - realistic messages of an exact size, made by patching.
 //!
 //! What: one newsletter (multipart/alternative, quoted-printable text and base64 HTML, the fields a
-//! bulk sender sets) is written once per run; each message is a copy with its id, its number and its
-//! first recipient patched in at fixed places, at the top, in the middle and at the very end.
-//! Why this way: the generator shares the cores with the daemon it measures. A copy and five patches
-//! of 10 KiB take 0.3 us; the ids at both ends show a message whose parts were mixed up.
+//! bulk sender sets) is written once per run; each message is a copy with its id, its number and
+//! its first recipient patched in at fixed places, at the top, in the middle and at the very end.
+//! Why this way: the generator shares the cores with the daemon it measures. A copy and five
+//! patches of 10 KiB take 0.3 us; the ids at both ends show a message whose parts were mixed up.
 
 use std::fmt;
 use std::ops::Range;
@@ -403,7 +403,8 @@ mod tests {
         }
     }
 
-    // Every size from the smallest up is met to the byte, all lines are legal, and no CR or LF is bare.
+    // Every size from the smallest up is met to the byte, all lines are legal, and no CR or LF is
+    // bare.
     #[test]
     fn sizes_are_exact_and_lines_are_legal() {
         let Err(TemplateError::TooSmall(least)) = Template::generated(&options(0)) else {

@@ -1,9 +1,9 @@
 //! lab::zone - the names of the test domains, their addresses, and what DNS says about them.
 //!
-//! What: `d0.ZONE` to `dN-1.ZONE` are the destinations, `bounces.ZONE` takes notifications. Domain I
-//! has `MX 10 mx.dI.ZONE`, whose A record is the address of its site; sites are consecutive loopback
-//! addresses, and domains share them in turn when there are more domains than sites. Each address
-//! has a PTR record, each domain a TXT record (SPF). Names for tests of the resolver:
+//! What: `d0.ZONE` to `dN-1.ZONE` are the destinations, `bounces.ZONE` takes notifications. Domain
+//! I has `MX 10 mx.dI.ZONE`, whose A record is the address of its site; sites are consecutive
+//! loopback addresses, and domains share them in turn when there are more domains than sites. Each
+//! address has a PTR record, each domain a TXT record (SPF). Names for tests of the resolver:
 //!
 //! | name | answer |
 //! |---|---|
@@ -80,7 +80,8 @@ pub enum Answer {
 const NOBODY: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 impl Zone {
-    /// The zone `name` with `domains` destinations on sites from `first` on, and further TXT records.
+    /// The zone `name` with `domains` destinations on sites from `first` on, and further TXT
+    /// records.
     ///
     /// # Errors
     /// Names the option that is out of range.

@@ -38,6 +38,7 @@ use crate::time::Mono;
 #[derive(Debug, Default)]
 pub struct Link {
     assigned: RefCell<VecDeque<EntryId>>,
+    in_hand: Cell<usize>,
     closing: Cell<bool>,
     changed: Signal,
 }
@@ -59,6 +60,12 @@ impl Link {
     pub fn stop(&self) {
         self.assigned.borrow_mut().clear();
         self.close();
+    }
+
+    /// Whether a transaction is under way: a drain waits for its end.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.in_hand.get() > 0
     }
 
     fn next(&self) -> Option<EntryId> {
@@ -283,14 +290,14 @@ impl<'a, P: Port> Connection<'a, P> {
     }
 
     async fn send_output(&mut self) {
-        let now = self.dispatch.port.now();
-        if !self.client.poll_output(now, &mut self.pieces) {
-            return;
-        }
-        let pieces = std::mem::take(&mut self.pieces);
-        let deadline = now.after(limits::SEND_TIMEOUT);
-        if self.stream.send(pieces, deadline).await.is_err() {
-            self.client.disconnected(Disconnect::Reset, &mut self.events);
+        // The machine yields a long message in portions of what one gathered write takes.
+        while self.client.poll_output(self.dispatch.port.now(), &mut self.pieces) {
+            let pieces = std::mem::take(&mut self.pieces);
+            let deadline = self.dispatch.port.now().after(limits::SEND_TIMEOUT);
+            if self.stream.send(pieces, deadline).await.is_err() {
+                self.client.disconnected(Disconnect::Reset, &mut self.events);
+                return;
+            }
         }
     }
 
@@ -322,6 +329,7 @@ impl<'a, P: Port> Connection<'a, P> {
                 cause: Cause::SETTLED,
             };
             self.in_hand.push(hand);
+            self.link.in_hand.set(self.in_hand.len());
         }
     }
 
@@ -358,6 +366,7 @@ impl<'a, P: Port> Connection<'a, P> {
     /// Reports an entry that this connection will not touch again.
     fn end_entry(&mut self, position: usize) {
         let mut hand = self.in_hand.swap_remove(position);
+        self.link.in_hand.set(self.in_hand.len());
         if !hand.untried.is_empty() && hand.put_off.is_empty() {
             hand.cause = Cause::bare(CauseKind::NotTried);
         }

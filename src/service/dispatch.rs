@@ -69,6 +69,8 @@ pub struct Settings {
     pub shard: u16,
     /// How many shards the node has.
     pub shards: u16,
+    /// Whether every shard sends what it stores, with a share of each path's connections.
+    pub spread: bool,
     /// The node's name.
     pub hostname: Arc<str>,
     /// All sources; an entry names one by its position.
@@ -315,8 +317,11 @@ impl<P: Port> Dispatch<P> {
             Some(pending) => pending.iter().copied().for_each(&mut group),
             None => (0..).take(envelope.recipients.len()).map(whole).for_each(&mut group),
         }
-        for ((domain, attempts, next), mut indexes) in groups {
-            indexes.sort_unstable();
+        // In the order of the envelope: that of a hash table would differ from run to run.
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        groups.iter_mut().for_each(|(_, indexes)| indexes.sort_unstable());
+        groups.sort_unstable_by_key(|(_, indexes)| indexes.first().copied());
+        for ((domain, attempts, next), indexes) in groups {
             let Some(recipients) = Recipients::many(&indexes) else { continue };
             let pending = PendingRecipient { index: 0, attempts, next };
             self.place(domain, load(recipients, pending));
@@ -473,8 +478,8 @@ impl<P: Port> Dispatch<P> {
     /// The shard that owns an egress path: the highest of a hash per shard (rendezvous), so that a
     /// change of their number moves only the paths that it must.
     fn home(&self, source: u16, site: &str) -> u16 {
-        if self.settings.shards == 1 {
-            return 0;
+        if self.settings.spread {
+            return self.settings.shard;
         }
         let base = fnv(fnv(FNV_BASIS, &source.to_le_bytes()), site.as_bytes());
         let weight = |shard: u16| mix(base ^ mix(u64::from(shard) + 1));
@@ -939,9 +944,18 @@ impl<P: Port> Dispatch<P> {
     /// Tells the sender, durably, and only then settles the failed recipients: a crash in between
     /// repeats the notification rather than losing it.
     async fn carry_bounce(&self, bounce: Bounce) {
-        let held = match &bounce.held {
-            Some(held) => Ok(Arc::clone(held)),
-            None => self.read(bounce.id).await,
+        let held = loop {
+            match &bounce.held {
+                Some(held) => break Ok(Arc::clone(held)),
+                None => match self.read(bounce.id).await {
+                    // A disk that does not answer now is no reason to tell the sender nothing.
+                    Err(LendError::Unreadable) => {
+                        let pause = self.port.now().after(NOTIFICATION_PAUSE);
+                        self.port.sleep_until(pause).await;
+                    }
+                    read => break read,
+                },
+            }
         };
         if let Ok(held) = held
             && let Some((envelope, content)) = self.notification(&held, &bounce)
@@ -1052,9 +1066,9 @@ impl<P: Port> Dispatch<P> {
         }
     }
 
-    /// Entries in the hands of connections, and connections that have not said QUIT yet.
+    /// Connections with a transaction under way.
     pub fn in_hand(&self) -> usize {
-        self.links.borrow().len()
+        self.links.borrow().values().filter(|link| link.is_busy()).count()
     }
 
     /// The outbound half of the shard's figures.

@@ -1022,3 +1022,6 @@ async fn scan<P: Port>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

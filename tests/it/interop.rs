@@ -130,25 +130,12 @@ fn swaks_sends() {
         "--no-data-fixup",
     ]);
     // Without the fix-up swaks sends what it is given: the CRs and dots are ours to put in.
-    let wire = stuffed(&message);
+    let wire = samples::stuffed(&message);
     std::fs::write(&file, &wire).unwrap();
     run(command.arg("--data").arg(format!("@{}", file.display())));
     let received = sink.next();
     assert_trace(&received.content);
     assert_same(received.without_trace(), &message);
-}
-
-/// The message as it goes over the wire after DATA, its end included.
-fn stuffed(message: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for line in message.split_inclusive(|byte| *byte == b'\n') {
-        if line.starts_with(b".") {
-            out.push(b'.');
-        }
-        out.extend_from_slice(line);
-    }
-    out.extend_from_slice(b".\r\n");
-    out
 }
 
 #[test]
@@ -182,7 +169,10 @@ fn smtp_source_sends() {
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(body.len() > 4_000, "{}", body.len());
         let good = |byte: u8| byte == b'X' || byte == b' ' || byte.is_ascii_digit();
-        assert!(body.split("\r\n").all(|line| line.bytes().all(good)), "{body}");
+        assert!(
+            body.split("\r\n").all(|line| line.bytes().all(good)),
+            "{body}"
+        );
     }
     assert!(sink.drain().is_empty(), "more arrived than was sent");
 }
@@ -218,7 +208,7 @@ fn send(daemon: &Daemon, message: &[u8]) {
     assert_eq!(client.command("MAIL FROM:<sender@a.example>"), 250);
     assert_eq!(client.command("RCPT TO:<recipient@b.example>"), 250);
     assert_eq!(client.command("DATA"), 354);
-    client.send(stuffed(message));
+    client.send(samples::stuffed(message));
     assert_eq!(client.read_reply(), 250, "{}", client.reply);
     assert_eq!(client.command("QUIT"), 221);
 }
@@ -295,6 +285,14 @@ fn is_root() -> bool {
     output.stdout.trim_ascii() == b"0"
 }
 
+/// What a Postfix that delivers into a maildir needs of `master.cf`.
+const POSTFIX_SERVICES: &str = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
+    rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
+    defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\n\
+    error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
+    anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
+    postlog unix-dgram n - n - 1 postlogd\n";
+
 /// A Postfix of Debian's package in directories of its own, that delivers everything for b.example
 /// into one maildir. It needs root, because its master gives up root for each of its parts.
 fn postfix(scratch: &Scratch, master: &Path, address: SocketAddr) -> Background {
@@ -343,14 +341,8 @@ fn postfix(scratch: &Scratch, master: &Path, address: SocketAddr) -> Background 
         shared = parts.parent().unwrap().display(),
     );
     let inet = format!("{}:{} inet n - n - - smtpd\n", address.ip(), address.port());
-    let services = "cleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
-        rewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
-        defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\n\
-        error unix - - n - - error\nretry unix - - n - - error\nvirtual unix - n n - - virtual\n\
-        anvil unix - - n - 1 anvil\ntlsmgr unix - - n 1000? 1 tlsmgr\n\
-        postlog unix-dgram n - n - 1 postlogd\n";
     std::fs::write(conf.join("main.cf"), main).unwrap();
-    std::fs::write(conf.join("master.cf"), inet + services).unwrap();
+    std::fs::write(conf.join("master.cf"), inet + POSTFIX_SERVICES).unwrap();
     // Its parts run as other users and look for their configuration.
     run(std::process::Command::new("chmod")
         .arg("755")

@@ -4,4 +4,5 @@
 //! --release --test sim campaign -- --nocapture` runs as many as wanted; a failing seed says how to run
 //! it alone.
 
+mod campaign;
 mod world;

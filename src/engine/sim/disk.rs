@@ -110,6 +110,19 @@ impl Image {
         self.len = self.len.max(range.end);
     }
 
+    /// Whether `needle` lies in the pages that were written, possibly across two of them.
+    fn contains(&self, needle: &[u8]) -> bool {
+        let finder = memchr::memmem::Finder::new(needle);
+        let (mut text, mut next): (Vec<u8>, u64) = (Vec::new(), 0);
+        self.pages.iter().any(|(number, page)| {
+            let kept = if *number == next { (needle.len() - 1).min(text.len()) } else { 0 };
+            text.drain(..text.len() - kept);
+            text.extend_from_slice(page);
+            next = number + 1;
+            finder.find(&text).is_some()
+        })
+    }
+
     fn file(&self) -> io::Result<File> {
         let file = File::from(memfd_create(c"sim", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(self.len)?;
@@ -344,6 +357,12 @@ impl Disk {
         inode.show(byte, &one).is_ok()
     }
 
+    /// Whether `needle` is in a file that a power cut now would surely leave.
+    pub(super) fn durably_contains(&self, needle: &[u8]) -> bool {
+        let names = self.durable_names.borrow();
+        names.values().any(|inode| inode.durable.borrow().contains(needle))
+    }
+
     /// What would be read after a power cut now, if all that is under way were lost.
     pub(super) fn durable(&self, path: &Path) -> Option<Vec<u8>> {
         let names = self.durable_names.borrow();
@@ -434,7 +453,13 @@ pub(super) async fn write_durable(
         return (block, Err(errno(Errno::ENOSPC)));
     }
     let faults = disk.faults.borrow().clone();
-    let fails = world.random.chance(faults.write_error);
+    let fate = if world.random.chance(faults.write_error) {
+        Fate::Fails
+    } else if world.random.chance(faults.lie) {
+        Fate::Lies
+    } else {
+        Fate::Lasts
+    };
     let number = file.0.writes.get();
     file.0.writes.set(number + 1);
     let data: Rc<[u8]> = Rc::from(&*block);
@@ -450,16 +475,26 @@ pub(super) async fn write_durable(
         let write = inode.under_way.borrow_mut().remove(&number);
         // A crash has decided about it already.
         let Some(write) = write else { return };
-        answer.end(finish_write(world, &inode, &write, fails));
+        answer.end(finish_write(world, &inode, &write, fate));
     });
     let result = pending.ended().await;
     (block, result)
 }
 
-fn finish_write(world: &World, inode: &Inode, write: &Write, fails: bool) -> io::Result<()> {
-    world.note("write ends", inode.number, u64::from(fails));
-    if !fails {
+/// What becomes of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Lasts,
+    Fails,
+    Lies,
+}
+
+fn finish_write(world: &World, inode: &Inode, write: &Write, fate: Fate) -> io::Result<()> {
+    world.note("write ends", inode.number, u64::from(fate == Fate::Fails));
+    if fate == Fate::Lasts {
         inode.durable.borrow_mut().write(write.offset, &write.data);
+    }
+    if fate != Fate::Fails {
         return inode.show(write.offset, &write.data);
     }
     for (number, part) in write.data.chunks(SECTOR).enumerate() {

@@ -246,6 +246,12 @@ impl SimHost {
         self.machine.disk.durable(path)
     }
 
+    /// Whether a power cut right now would surely leave a file with `needle` (not empty) in it.
+    #[must_use]
+    pub fn durably_contains(&self, needle: &[u8]) -> bool {
+        self.machine.disk.durably_contains(needle)
+    }
+
     /// Flips the lowest bit of one byte of a file, as rot does. False when it has no such byte.
     pub fn flip_bit(&self, path: &Path, byte: u64) -> bool {
         self.machine.disk.flip(path, byte)

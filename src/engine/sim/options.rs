@@ -130,6 +130,9 @@ pub struct DiskFaults {
     pub directory_error: u32,
     /// Bytes that fit; growing a file beyond gives ENOSPC.
     pub capacity: Option<u64>,
+    /// A write is reported durable and is not, until its bytes are written again: no honest disk, but
+    /// the canary of the checkers.
+    pub lie: u32,
     /// Most bits that flip in the stored data at a crash; 0: none ever.
     pub rot: u32,
 }
@@ -146,6 +149,7 @@ impl DiskFaults {
             read_error: 0,
             directory_error: 0,
             capacity: None,
+            lie: 0,
             rot: 0,
         }
     }
@@ -165,6 +169,7 @@ impl DiskFaults {
             read_error: maybe(50_000),
             directory_error: maybe(20_000),
             capacity: None,
+            lie: 0,
             rot: 0,
         }
     }

@@ -13,7 +13,8 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::lab::LabError;
 
-/// How long the daemon may take to say that it is ready: recovery of a million messages is a second.
+/// How long the daemon may take to say that it is ready: recovery of a million messages is a
+/// second.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long it may take to end after SIGTERM.

@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Deliveries within this time around a kill may have been in flight: not settled on disk, or not
 /// answered. A settlement waits 2 ms for its group and then for the disk.
-const IN_FLIGHT_TICKS: usize = 5;
+const IN_FLIGHT_TICKS: usize = 2;
 
 /// Everybody on stage.
 pub(super) struct Stage<'a> {
@@ -160,7 +160,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until every acknowledged recipient has its outcome, at most as long as the options say.
+    /// Waits until every acknowledged recipient has its outcome, at most as long as the options
+    /// say.
     pub(super) fn drain(&mut self, recipients: u64) -> Result<(), LabError> {
         self.bar.set_message("draining");
         let deadline = Instant::now() + self.options.drain;
@@ -169,8 +170,8 @@ impl<'a> Stage<'a> {
             while self.settled() < target && Instant::now() < deadline {
                 self.tick()?;
             }
-            // Read before the ledgers, which are behind the counters by one report: whatever arrives
-            // in between makes the next target too low, never too high.
+            // Read before the ledgers, which are behind the counters by one report: whatever
+            // arrives in between makes the next target too low, never too high.
             let settled = self.settled();
             self.tick()?;
             self.tick()?;

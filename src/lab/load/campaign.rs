@@ -97,7 +97,8 @@ impl Campaign {
         Work { number, due, tries }
     }
 
-    /// Takes back a message to be tried again at `at`. All delays are equal, so the line is in order.
+    /// Takes back a message to be tried again at `at`. All delays are equal, so the line is in
+    /// order.
     pub(super) fn again(&mut self, at: Mono, tries: u32) {
         self.again.push_back((at, tries));
     }

@@ -331,7 +331,8 @@ async fn chunked<P: Port>(
     }
 }
 
-/// The commands went out with the message before; content and the next commands follow in one write.
+/// The commands went out with the message before; content and the next commands follow in one
+/// write.
 async fn pipelined<P: Port>(
     run: &Run<P>,
     connection: &mut Connection<P>,

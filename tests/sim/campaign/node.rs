@@ -1,0 +1,170 @@
+//! The node of a campaign: the real shards, and what `node` and `control` do for them in production.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider::config::Snapshot;
+use postrider::dkim::KeyRing;
+use postrider::engine::mesh::{MailReceiver, mailbox};
+use postrider::engine::sim::{CrashKind, SimHost, SimPort};
+use postrider::engine::{Class, Port};
+use postrider::limits;
+use postrider::routing::{DnsFailure, HostAddresses, Mx};
+use postrider::service::mesh::{Mesh, OperatorRequest, ShardMessage};
+use postrider::service::resolver::{Ask, MailAnswer, Question};
+use postrider::shard::{Plan, Shard};
+use tokio::sync::oneshot;
+
+/// The node's data directory.
+pub(crate) const DATA: &str = "/data";
+
+/// How long the DNS takes to answer, at most.
+const DNS_TIME_MS: u64 = 300;
+
+/// How long an answer is good.
+const DNS_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The node, across its crashes.
+pub(crate) struct Node {
+    pub(crate) host: SimHost,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) shards: u16,
+    /// No keys: signing has tests of its own, and is none of what a crash can break.
+    pub(crate) keys: Arc<KeyRing>,
+    /// Mail exchanger of each domain; none: the name does not exist.
+    pub(crate) zone: Rc<HashMap<String, Ipv4Addr>>,
+    /// In how many of a million questions the DNS fails; zero once healed.
+    pub(crate) dns_fails: Rc<std::cell::Cell<u64>>,
+    /// The mailboxes of the shards that run now.
+    pub(crate) mesh: RefCell<Option<Mesh>>,
+    /// Why shards did not start.
+    pub(crate) failures: RefCell<Vec<String>>,
+}
+
+impl Node {
+    /// Starts the node and starts it again after each crash, for ever.
+    pub(crate) async fn supervise(self: Rc<Self>, port: SimPort) {
+        loop {
+            let before = self.host.crashes();
+            self.boot();
+            self.host.crashed(before).await;
+            self.mesh.take();
+            let pause = Duration::from_millis(1 + port.random() % 1_000);
+            port.sleep_until(port.now().after(pause)).await;
+        }
+    }
+
+    fn boot(self: &Rc<Self>) {
+        let control = self.host.port();
+        let (asked, questions) = mailbox(control.remote_waker(), limits::MAILBOX_LETTERS_MAX);
+        let mut shards = Vec::new();
+        let mut mesh = Vec::new();
+        for number in 0..self.shards {
+            let port = self.host.port();
+            let (sender, letters) = mailbox(port.remote_waker(), limits::MAILBOX_LETTERS_MAX);
+            mesh.push(sender);
+            shards.push((number, port, letters));
+        }
+        let mesh: Mesh = mesh.into_iter().collect();
+        self.mesh.replace(Some(Arc::clone(&mesh)));
+        for (number, port, letters) in shards {
+            let asked = asked.clone();
+            let ask: Ask = Arc::new(move |question| asked.try_send((number, question)).is_ok());
+            let plan = Plan {
+                number,
+                shards: self.shards,
+                spools: vec![number],
+                snapshot: Arc::clone(&self.snapshot),
+                mesh: Arc::clone(&mesh),
+                ask,
+                keys: Arc::clone(&self.keys),
+            };
+            let me = Rc::clone(self);
+            port.clone().spawn(Class::Control, async move { me.run_shard(port, plan, letters).await });
+        }
+        let names = Names { zone: Rc::clone(&self.zone), fails: Rc::clone(&self.dns_fails), mesh };
+        control.clone().spawn(Class::Control, names.answer_all(control, questions));
+    }
+
+    async fn run_shard(&self, port: SimPort, plan: Plan, letters: MailReceiver<ShardMessage>) {
+        let number = plan.number;
+        // Boxed: a shard's boot is a large future, once per process.
+        match Box::pin(Shard::boot(port.clone(), plan)).await {
+            Ok(shard) => shard.run(letters).await,
+            Err(error) => {
+                // As in production: the process ends, and systemd starts it again.
+                self.failures.borrow_mut().push(format!("shard {number}: {error}"));
+                port.sleep_until(port.now().after(Duration::from_secs(1))).await;
+                self.host.crash(CrashKind::Kill);
+            }
+        }
+    }
+
+    /// Messages queued on all shards, and their alarms; none when a shard does not answer.
+    pub(crate) async fn queued(&self, port: &SimPort) -> Option<u64> {
+        let mesh = self.mesh.borrow().clone()?;
+        let mut queued = 0;
+        for sender in mesh.iter() {
+            let (reply, mut answer) = oneshot::channel();
+            sender.try_send(ShardMessage::Operator(OperatorRequest::Spools(reply))).ok()?;
+            port.sleep_until(port.now().after(Duration::from_secs(1))).await;
+            let spools = answer.try_recv().ok()?;
+            queued += spools.iter().map(|(_, status)| status.queued_messages).sum::<u64>();
+        }
+        Some(queued)
+    }
+}
+
+/// The control thread's resolver, as far as a campaign needs one.
+struct Names {
+    zone: Rc<HashMap<String, Ipv4Addr>>,
+    fails: Rc<std::cell::Cell<u64>>,
+    mesh: Mesh,
+}
+
+impl Names {
+    async fn answer_all(self, port: SimPort, questions: MailReceiver<(u16, Question)>) {
+        let me = Rc::new(self);
+        let mut asked = Vec::new();
+        loop {
+            questions.recv_all(&mut asked);
+            for (shard, question) in asked.drain(..) {
+                let (me, inner) = (Rc::clone(&me), port.clone());
+                port.spawn(Class::Resolve, async move {
+                    let pause = Duration::from_millis(inner.random() % DNS_TIME_MS);
+                    inner.sleep_until(inner.now().after(pause)).await;
+                    let failed = inner.random() % 1_000_000 < me.fails.get();
+                    let answer =
+                        if failed { MailAnswer::unavailable() } else { me.answer(&question) };
+                    let answer = Arc::new(answer);
+                    let letter = ShardMessage::Resolved { question, answer };
+                    assert!(me.mesh[usize::from(shard)].try_send(letter).is_ok(), "a full mailbox");
+                });
+            }
+            port.remote_wakes().await;
+        }
+    }
+
+    fn answer(&self, question: &Question) -> MailAnswer {
+        let Question::Mail(domain) = question else { return MailAnswer::unavailable() };
+        let Some(address) = self.zone.get(&**domain) else {
+            return MailAnswer {
+                mx: Err(DnsFailure::NoSuchDomain),
+                addresses: HashMap::new(),
+                lifetime: DNS_LIFETIME,
+            };
+        };
+        let exchange: Arc<str> = Arc::from(format!("mx-{address}.test"));
+        let addresses =
+            HostAddresses { v4: Ok(vec![*address]), v6: Err(DnsFailure::NoData) };
+        MailAnswer {
+            mx: Ok(vec![Mx { preference: 10, exchange: Box::from(&*exchange) }]),
+            addresses: HashMap::from([(exchange, addresses)]),
+            lifetime: DNS_LIFETIME,
+        }
+    }
+}
