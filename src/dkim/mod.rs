@@ -14,6 +14,8 @@ mod base64;
 pub mod batch;
 pub mod canon;
 mod der;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod key;
 pub mod record;
 pub mod ring;
@@ -26,3 +28,13 @@ pub use key::{Algorithm, FileStamp, KeyError, PrivateKey};
 pub use record::{KeyKind, NewKey, PublicRecord, RecordError, keygen, published_key_matches};
 pub use ring::{Choice, Identity, KeyRing, NoKey, RingError};
 pub use signature::{PrepareError, SignOptions, Unsigned, body_start, prepare};
+
+// Jobs may be stolen by another shard, and rings are shared by all of them.
+const _: () = {
+    const fn can_move<T: Send>() {}
+    const fn can_be_shared<T: Send + Sync>() {}
+    can_move::<Job>();
+    can_move::<Signer>();
+    can_be_shared::<KeyRing>();
+    can_be_shared::<SignOptions>();
+};

@@ -371,10 +371,31 @@ mod x86 {
         normalise(&sums, a);
     }
 
-    /// Almost Montgomery product: `out = a b / R mod n`, under 2 n where a b < R n.
+    /// The part of two rows that does not depend on what is multiplied: which multiples of n clear
+    /// the two lowest limbs, and what is carried out of them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn clear_two<const N: usize>(
+        lowest: __m512i,
+        next: __m512i,
+        n: &Number<N>,
+        k0: __m512i,
+    ) -> ([__m512i; 2], __m512i) {
+        let zero = _mm512_setzero_si512();
+        let (n_0, n_1) = (load(&n[0]), load(&n[1]));
+        let m_0 = lo(zero, lowest, k0);
+        let carry = _mm512_srli_epi64::<52>(lo(lowest, n_0, m_0));
+        let next = _mm512_add_epi64(lo(hi(next, n_0, m_0), n_1, m_0), carry);
+        let m_1 = lo(zero, next, k0);
+        let carry = _mm512_srli_epi64::<52>(lo(next, n_0, m_1));
+        ([m_0, m_1], carry)
+    }
+
+    /// Almost Montgomery product: `a b / R mod n`, under 2 n where a b < R n, as sums to carry.
     ///
-    /// One row per limb of b: add `a b_i`, add the multiple of n that clears the lowest limb, move
-    /// down by one limb. `out` may be `a` or `b`: it is written when both have been read.
+    /// Per limb of b: add `a b_i`, add the multiple of n that clears the lowest limb, move down by one
+    /// limb. Two limbs of b at once: the sums do not fit the registers, and so each is loaded and
+    /// stored once for eight products.
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn multiply<const N: usize>(
         a: &Number<N>,
@@ -382,76 +403,89 @@ mod x86 {
         n: &Number<N>,
         k0: __m512i,
     ) -> [__m512i; N] {
+        const { assert!(N % 2 == 0) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
-        for row in b {
-            let b_i = load(row);
-            let (mut a_before, mut n_before) = (load(&a[0]), load(&n[0]));
-            let lowest = lo(sums[0], a_before, b_i);
-            let m = lo(zero, lowest, k0);
-            let carry = _mm512_srli_epi64::<52>(lo(lowest, n_before, m));
-            for index in 1..N {
-                let (a_j, n_j) = (load(&a[index]), load(&n[index]));
-                let sum = lo(hi(sums[index], a_before, b_i), a_j, b_i);
-                sums[index - 1] = lo(hi(sum, n_before, m), n_j, m);
-                (a_before, n_before) = (a_j, n_j);
+        for rows in b.as_chunks::<2>().0 {
+            let (b_0, b_1) = (load(&rows[0]), load(&rows[1]));
+            let (mut a_2, mut a_1) = (load(&a[0]), load(&a[1]));
+            let lowest = lo(sums[0], a_2, b_0);
+            let next = lo(lo(hi(sums[1], a_2, b_0), a_1, b_0), a_2, b_1);
+            let ([m_0, m_1], carry) = clear_two(lowest, next, n, k0);
+            let (mut n_2, mut n_1) = (load(&n[0]), load(&n[1]));
+            for k in 2..N {
+                let (a_k, n_k) = (load(&a[k]), load(&n[k]));
+                let sum = hi(lo(hi(lo(sums[k], a_k, b_0), a_1, b_0), a_1, b_1), a_2, b_1);
+                sums[k - 2] = hi(lo(hi(lo(sum, n_k, m_0), n_1, m_0), n_1, m_1), n_2, m_1);
+                (a_2, a_1, n_2, n_1) = (a_1, a_k, n_1, n_k);
             }
+            let sum = hi(lo(hi(zero, a_1, b_0), a_1, b_1), a_2, b_1);
+            sums[N - 2] = hi(lo(hi(sum, n_1, m_0), n_1, m_1), n_2, m_1);
+            sums[N - 1] = hi(hi(zero, a_1, b_1), n_1, m_1);
             sums[0] = _mm512_add_epi64(sums[0], carry);
-            sums[N - 1] = hi(hi(zero, a_before, b_i), n_before, m);
         }
         sums
     }
 
-    /// Almost Montgomery square. As [`multiply`], but each pair of limbs is multiplied once:
-    /// row i takes `a_i (a_i + 2 (what is above limb i))`. Its products start at limb 2 i, so no
-    /// product comes too late for the row that clears its limb.
+    /// Almost Montgomery square. As [`multiply`], but each pair of limbs is multiplied once: row i
+    /// takes `a_i (a_i + 2 (what is above limb i))`. Its products start at limb 2 i, so no product
+    /// comes too late for the row that clears its limb.
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn square<const N: usize>(a: &Number<N>, n: &Number<N>, k0: __m512i) -> [__m512i; N] {
+        const { assert!(N % 2 == 0) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
         // 2 a; the multiplier ignores what stands above bit 51, so only bits from below are added.
-        let mut x = [zero; N];
+        let mut even = [zero; N];
         for index in 1..N {
             let (below, here) = (load(&a[index - 1]), load(&a[index]));
             let bit = _mm512_srli_epi64::<51>(below);
-            x[index] = _mm512_add_epi64(_mm512_add_epi64(here, here), bit);
+            even[index] = _mm512_add_epi64(_mm512_add_epi64(here, here), bit);
         }
-        for i in 0..N {
-            let a_i = load(&a[i]);
-            // What is above limb i, doubled: without the bit that limb i itself would carry over.
-            x[i] = a_i;
-            if i + 1 < N {
-                let above = load(&a[i + 1]);
-                x[i + 1] = _mm512_add_epi64(above, above);
+        // What the even and the odd rows multiply with: zero below limb i, a_i, and 2 a above, in
+        // whose first limb the bit that limb i itself would carry over is missing.
+        let mut odd = even;
+        odd[0] = zero;
+        let twice = |index: usize| {
+            let limb = a.get(index).map_or(zero, |row| load(row));
+            _mm512_add_epi64(limb, limb)
+        };
+        for i in (0..N).step_by(2) {
+            let (a_0, a_1) = (load(&a[i]), load(&a[i + 1]));
+            (even[i], even[i + 1], odd[i + 1]) = (a_0, twice(i + 1), a_1);
+            if i + 2 < N {
+                odd[i + 2] = twice(i + 2);
             }
-            let n_0 = load(&n[0]);
-            let lowest = if i == 0 {
-                lo(sums[0], a_i, a_i)
-            } else {
-                sums[0]
-            };
-            let m = lo(zero, lowest, k0);
-            let carry = _mm512_srli_epi64::<52>(lo(lowest, n_0, m));
-            let mut n_before = n_0;
-            for j in 1..i {
-                let n_j = load(&n[j]);
-                sums[j - 1] = lo(hi(sums[j], n_before, m), n_j, m);
-                n_before = n_j;
+            let (mut lowest, mut next) = (sums[0], sums[1]);
+            if i == 0 {
+                lowest = lo(lowest, even[0], a_0);
+                next = lo(hi(next, even[0], a_0), even[1], a_0);
             }
-            if i > 0 {
-                let n_j = load(&n[i]);
-                let sum = lo(sums[i], a_i, a_i);
-                sums[i - 1] = lo(hi(sum, n_before, m), n_j, m);
-                n_before = n_j;
+            let ([m_0, m_1], carry) = clear_two(lowest, next, n, k0);
+            let (mut n_2, mut n_1) = (load(&n[0]), load(&n[1]));
+            let first = i.max(2);
+            for k in 2..first {
+                let n_k = load(&n[k]);
+                sums[k - 2] = hi(lo(hi(lo(sums[k], n_k, m_0), n_1, m_0), n_1, m_1), n_2, m_1);
+                (n_2, n_1) = (n_1, n_k);
             }
-            for j in i + 1..N {
-                let n_j = load(&n[j]);
-                let sum = lo(hi(sums[j], x[j - 1], a_i), x[j], a_i);
-                sums[j - 1] = lo(hi(sum, n_before, m), n_j, m);
-                n_before = n_j;
+            let (mut even_1, mut odd_2, mut odd_1) =
+                (even[first - 1], odd[first - 2], odd[first - 1]);
+            for k in first..N {
+                let (even_k, n_k) = (even[k], load(&n[k]));
+                let sum = lo(hi(lo(sums[k], even_k, a_0), even_1, a_0), odd_1, a_1);
+                let sum = hi(lo(hi(sum, odd_2, a_1), n_k, m_0), n_1, m_0);
+                sums[k - 2] = hi(lo(sum, n_1, m_1), n_2, m_1);
+                (even_1, odd_2, odd_1, n_2, n_1) = (even_k, odd_1, odd[k], n_1, n_k);
             }
+            let sum = hi(lo(hi(zero, even_1, a_0), odd_1, a_1), odd_2, a_1);
+            sums[N - 2] = hi(lo(hi(sum, n_1, m_0), n_1, m_1), n_2, m_1);
+            sums[N - 1] = hi(hi(zero, odd_1, a_1), n_1, m_1);
             sums[0] = _mm512_add_epi64(sums[0], carry);
-            sums[N - 1] = hi(hi(zero, x[N - 1], a_i), n_before, m);
+            (even[i], even[i + 1], odd[i + 1]) = (zero, zero, zero);
+            if i + 2 < N {
+                odd[i + 2] = zero;
+            }
         }
         sums
     }
