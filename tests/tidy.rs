@@ -48,7 +48,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("time", &[]),
     ("message", &["limits", "time"]),
     ("smtp", &["limits", "message", "time"]),
-    ("dkim", &["limits", "message", "time"]),
+    ("dkim", &["limits", "message", "time", "engine::ifma"]),
     ("routing", &["limits", "message", "time"]),
     ("spool", &["limits", "message", "time", "engine::Block"]),
     ("queue", &["limits", "message", "routing", "spool", "time"]),
@@ -79,7 +79,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that wire the others and may use all of them.
-const WIRING: &[&str] = &["cli", "node", "shard", "main", "lib"];
+const WIRING: &[&str] = &["cli", "node", "shard", "control", "settings", "main", "lib"];
 
 /// Where nobody but the engine itself may reach.
 const ENGINE_INSIDE: &str = "engine::sys";

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::values::{duration, rate, size};
 use super::{Failure, print, print_json};
-use crate::lab::demo::{DemoOptions, DemoReport};
+use crate::lab::demo::{self, DemoOptions, DemoReport};
 use crate::lab::load::{self, Dialogue, Latency, LoadOptions, LoadReport};
 use crate::lab::personality::Mix;
 use crate::lab::sink::{self, SinkOptions, SinkReport};
@@ -337,6 +337,21 @@ pub(super) fn sink(args: &SinkArgs) -> Result<(), Failure> {
         print_json(&report)
     } else {
         print(&show_sink(&report))
+    }
+}
+
+/// Runs the demo, prints the report, and fails when the promise was broken.
+pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
+    let report = demo::run(args.options()).map_err(Failure::failed)?;
+    if args.campaign.json {
+        print_json(&report)?;
+    } else {
+        print(&show_demo(&report))?;
+    }
+    if report.holds() {
+        Ok(())
+    } else {
+        Err(Failure::Reported)
     }
 }
 

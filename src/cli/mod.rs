@@ -45,6 +45,7 @@ enum Verb {
     Check(check::Args),
     Load(lab::LoadArgs),
     Sink(lab::SinkArgs),
+    Demo(lab::DemoArgs),
     Completions(generate::CompletionArgs),
     Man(generate::ManArgs),
 }
@@ -116,6 +117,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
         Verb::Check(args) => check::execute(&args),
         Verb::Load(args) => lab::load(&args),
         Verb::Sink(args) => lab::sink(&args),
+        Verb::Demo(args) => lab::demo(&args),
         Verb::Completions(args) => generate::completions(&args),
         Verb::Man(args) => generate::man(&args),
     }

@@ -93,8 +93,7 @@ fn messages_over_size_get_552_announced_or_not() {
     assert_eq!(client.command("MAIL FROM:<a@b.example>"), 250);
     assert_eq!(client.command("RCPT TO:<c@d.example>"), 250);
     assert_eq!(client.command("DATA"), 354);
-    client.send(samples::large(200_000));
-    client.send(".\r\n");
+    client.send(samples::stuffed(&samples::large(200_000)));
     assert_eq!(client.read_reply(), 552, "{}", client.reply);
     // The session goes on, and the next message is taken.
     assert_eq!(client.command("MAIL FROM:<a@b.example>"), 250);

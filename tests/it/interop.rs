@@ -130,25 +130,12 @@ fn swaks_sends() {
         "--no-data-fixup",
     ]);
     // Without the fix-up swaks sends what it is given: the CRs and dots are ours to put in.
-    let wire = stuffed(&message);
+    let wire = samples::stuffed(&message);
     std::fs::write(&file, &wire).unwrap();
     run(command.arg("--data").arg(format!("@{}", file.display())));
     let received = sink.next();
     assert_trace(&received.content);
     assert_same(received.without_trace(), &message);
-}
-
-/// The message as it goes over the wire after DATA, its end included.
-fn stuffed(message: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for line in message.split_inclusive(|byte| *byte == b'\n') {
-        if line.starts_with(b".") {
-            out.push(b'.');
-        }
-        out.extend_from_slice(line);
-    }
-    out.extend_from_slice(b".\r\n");
-    out
 }
 
 #[test]
@@ -182,7 +169,10 @@ fn smtp_source_sends() {
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(body.len() > 4_000, "{}", body.len());
         let good = |byte: u8| byte == b'X' || byte == b' ' || byte.is_ascii_digit();
-        assert!(body.split("\r\n").all(|line| line.bytes().all(good)), "{body}");
+        assert!(
+            body.split("\r\n").all(|line| line.bytes().all(good)),
+            "{body}"
+        );
     }
     assert!(sink.drain().is_empty(), "more arrived than was sent");
 }
@@ -218,7 +208,7 @@ fn send(daemon: &Daemon, message: &[u8]) {
     assert_eq!(client.command("MAIL FROM:<sender@a.example>"), 250);
     assert_eq!(client.command("RCPT TO:<recipient@b.example>"), 250);
     assert_eq!(client.command("DATA"), 354);
-    client.send(stuffed(message));
+    client.send(samples::stuffed(message));
     assert_eq!(client.read_reply(), 250, "{}", client.reply);
     assert_eq!(client.command("QUIT"), 221);
 }

@@ -35,3 +35,16 @@ pub(crate) fn unix(message: &[u8]) -> Vec<u8> {
         .filter(|byte| *byte != b'\r')
         .collect()
 }
+
+/// The message as it goes over the wire after DATA, its end included.
+pub(crate) fn stuffed(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for line in message.split_inclusive(|byte| *byte == b'\n') {
+        if line.starts_with(b".") {
+            out.push(b'.');
+        }
+        out.extend_from_slice(line);
+    }
+    out.extend_from_slice(b".\r\n");
+    out
+}
