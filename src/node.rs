@@ -24,7 +24,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{Shards, Snapshot};
 use crate::dkim::KeyRing;
-use crate::control::{Control, Names};
+use crate::control::{Control, Names, key_stamps};
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
 use crate::engine::Port;
@@ -101,6 +101,7 @@ impl Node {
     /// See [`NodeError`]; nothing is left running then.
     pub fn start(snapshot: Arc<Snapshot>) -> Result<Self, NodeError> {
         let lock = lock_data_directory(&snapshot.node.data_dir)?;
+        let stamps = key_stamps(&snapshot);
         let keys = Arc::new(settings::key_ring(&snapshot).map_err(NodeError::Keys)?);
         let cpus = allowed_cpus();
         let shards = match snapshot.node.shards {
@@ -134,7 +135,8 @@ impl Node {
         }
         drop(to_node);
         let mesh = exchange_mailboxes(&progress, &starts, shards)?;
-        let control = Control::start(&snapshot, &mesh, questions).map_err(NodeError::Control)?;
+        let control = Control::start(&snapshot, &mesh, questions, stamps)
+            .map_err(NodeError::Control)?;
         let listening = wait_until_ready(&progress, &mesh, &threads)?;
         let started = Instant::now();
         Ok(Self { mesh, threads, listening, control, started, _lock: lock })
@@ -146,6 +148,11 @@ impl Node {
     #[must_use]
     pub fn listening(&self) -> &[SocketAddr] {
         &self.listening
+    }
+
+    /// Reads the DKIM key files again; a file that cannot be used leaves the old keys at work.
+    pub fn reload_keys(&self) {
+        self.control.reload_keys();
     }
 
     /// Drains every shard and ends; false when a shard did not end in time.

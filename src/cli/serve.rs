@@ -28,7 +28,8 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
     loop {
         match signals.wait().map_err(|errno| format!("cannot wait for signals: {errno}"))? {
             Signal::SIGHUP => {
-                tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it");
+                tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
+                node.reload_keys();
             }
             _ => break,
         }
