@@ -17,8 +17,8 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::error::{Problem, nearest, position};
 use super::parameters::{Absent, Kind, Parameter, SECTIONS, Section, Shape, rows};
 use super::values::{
-    Cidr, DomainPattern, HostPort, Rate, ValueError, duration, field_name, hostname, identity, rate,
-    show_duration, show_size, size,
+    Cidr, DomainPattern, HostPort, Rate, ValueError, duration, field_name, hostname, identity,
+    rate, show_duration, show_size, size,
 };
 use crate::limits::CONFIG_ERRORS_MAX;
 
