@@ -1,4 +1,4 @@
-//! control - the control thread: name resolution and the admin socket, on tokio, off the hot path.
+//! control - the control thread: name resolution, the admin socket, key files, on tokio, off the hot path.
 //!
 //! Role: answer the shards' DNS questions with hickory-resolver (its traits want Send futures, so it
 //! cannot live on a shard), and turn admin calls into letters to the shards and back.
@@ -8,6 +8,8 @@
 //! Limits: `limits::QUESTIONS_AT_ONCE_MAX` look-ups at a time; further ones wait.
 //! Failure: a look-up without an answer is a temporary failure, which defers and never bounces.
 //! Standards: RFC 5321 5.1, RFC 2308, RFC 7505.
+
+mod keys;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{RData, RecordType};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::admin::{
     AdminSocket, Call, Changed, Counters, NodeStatus, PathStatus, Probed, ShardStatus,
@@ -33,6 +35,9 @@ use crate::routing::{DnsFailure, DnsResult, HostAddresses, Mx};
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
 use crate::service::resolver::{Ask, MailAnswer, Question};
 use crate::spool::SpoolStatus;
+
+use self::keys::KeyWatch;
+pub use self::keys::{KeyStamps, key_stamps};
 
 /// Where shards put their questions.
 #[derive(Clone)]
@@ -63,10 +68,12 @@ pub struct Control {
     thread: JoinHandle<()>,
     stop: oneshot::Sender<()>,
     draining: Arc<AtomicBool>,
+    reload_keys: Arc<Notify>,
 }
 
 impl Control {
-    /// Starts the thread; the admin socket exists when this returns.
+    /// Starts the thread; the admin socket exists when this returns. `keys` is how the key files were
+    /// before the node read them.
     ///
     /// # Errors
     /// The DNS configuration cannot be read, the admin socket cannot be made, or no thread.
@@ -74,6 +81,7 @@ impl Control {
         snapshot: &Arc<Snapshot>,
         mesh: &Mesh,
         questions: Questions,
+        keys: KeyStamps,
     ) -> Result<Self, String> {
         let resolver = resolver(&snapshot.dns)?;
         let socket = match &snapshot.admin.socket {
@@ -94,12 +102,16 @@ impl Control {
             .build()
             .map_err(|error| format!("cannot start the control thread: {error}"))?;
         let (stop, stopped) = oneshot::channel();
+        let watch = KeyWatch::new(Arc::clone(snapshot), Arc::clone(mesh), keys);
+        let reload_keys = Arc::new(Notify::new());
+        let asked = Arc::clone(&reload_keys);
         let mesh = Arc::clone(mesh);
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
                 runtime.block_on(async move {
                     tokio::spawn(answer_questions(resolver, mesh, questions));
+                    tokio::spawn(watch.run(asked));
                     if let Some(socket) = socket {
                         let (sender, receiver) = calls();
                         tokio::spawn(desk.answer_calls(receiver));
@@ -119,12 +131,18 @@ impl Control {
             thread,
             stop,
             draining,
+            reload_keys,
         })
     }
 
     /// From now on the status says that the node is draining.
     pub fn draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Reads the key files again, whether or not they seem to have changed.
+    pub fn reload_keys(&self) {
+        self.reload_keys.notify_one();
     }
 
     /// Ends the thread; the admin socket goes with it.
@@ -162,6 +180,37 @@ fn resolver(dns: &Dns) -> Result<TokioResolver, String> {
     options.ndots = 0;
     options.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
     builder.build().map_err(|error| format!("dns: {error}"))
+}
+
+/// The TXT records of each name, the strings of a record joined (RFC 6376 3.6.2.2); for verbs that
+/// ask the DNS without a node. Blocks.
+///
+/// # Errors
+/// The DNS configuration cannot be read, or no runtime.
+pub fn texts(dns: &Dns, names: &[String]) -> Result<Vec<DnsResult<Vec<Vec<u8>>>>, String> {
+    let resolver = resolver(dns)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot ask the DNS: {error}"))?;
+    runtime.block_on(async {
+        let mut all = Vec::with_capacity(names.len());
+        for name in names {
+            let mut lifetime = Lifetime(limits::RESOLVER_TTL_MAX);
+            let found = query(
+                &resolver,
+                name,
+                RecordType::TXT,
+                &mut lifetime,
+                |data| match data {
+                    RData::TXT(text) => Some(text.txt_data.concat()),
+                    _ => None,
+                },
+            );
+            all.push(found.await);
+        }
+        Ok(all)
+    })
 }
 
 async fn answer_questions(resolver: TokioResolver, mesh: Mesh, mut questions: Questions) {
@@ -435,7 +484,7 @@ impl Desk {
 }
 
 fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
-    let mail = &figures.counters;
+    let (mail, signing) = (&figures.counters, &figures.signing);
     ShardStatus {
         shard,
         sessions: figures.sessions,
@@ -458,6 +507,12 @@ fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
             notifications: mail.notifications,
             connections_total: mail.connections,
             connections_failed: mail.dials_failed,
+            dkim_lane_signatures: signing.lane_signatures,
+            dkim_single_signatures: signing.single_signatures,
+            dkim_ed25519_signatures: signing.ed25519_signatures,
+            dkim_reused: figures.signatures_reused,
+            dkim_mismatches: signing.lane_mismatches,
+            dkim_failures: signing.failures,
         },
     }
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{Shards, Snapshot};
-use crate::control::{Control, Names};
+use crate::control::{Control, Names, key_stamps};
 use crate::dkim::KeyRing;
 use crate::engine::Port;
 use crate::engine::mesh::{MailSender, mailbox};
@@ -105,6 +105,7 @@ impl Node {
     /// See [`NodeError`]; nothing is left running then.
     pub fn start(snapshot: Arc<Snapshot>) -> Result<Self, NodeError> {
         let lock = lock_data_directory(&snapshot.node.data_dir)?;
+        let stamps = key_stamps(&snapshot);
         let keys = Arc::new(settings::key_ring(&snapshot).map_err(NodeError::Keys)?);
         let cpus = allowed_cpus();
         let shards = match snapshot.node.shards {
@@ -138,7 +139,8 @@ impl Node {
         }
         drop(to_node);
         let mesh = exchange_mailboxes(&progress, &starts, shards)?;
-        let control = Control::start(&snapshot, &mesh, questions).map_err(NodeError::Control)?;
+        let control =
+            Control::start(&snapshot, &mesh, questions, stamps).map_err(NodeError::Control)?;
         let listening = wait_until_ready(&progress, &mesh, &threads)?;
         let started = Instant::now();
         Ok(Self {
@@ -157,6 +159,11 @@ impl Node {
     #[must_use]
     pub fn listening(&self) -> &[SocketAddr] {
         &self.listening
+    }
+
+    /// Reads the DKIM key files again; a file that cannot be used leaves the old keys at work.
+    pub fn reload_keys(&self) {
+        self.control.reload_keys();
     }
 
     /// Drains every shard and ends; false when a shard did not end in time.

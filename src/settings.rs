@@ -2,11 +2,12 @@
 //!
 //! The only place that knows both sides: below it nobody knows that a configuration file exists.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{self, Snapshot};
-use crate::dkim::{Identity, KeyRing, NoKey, PrivateKey};
+use crate::dkim::{Identity, KeyRing, PrivateKey, RingError, SignOptions};
 use crate::limits;
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
 use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
@@ -170,7 +171,9 @@ fn own(snapshot: &Snapshot) -> Own {
 /// # Errors
 /// A key file that cannot be read, is open to others, or holds no usable key; which entry and why.
 pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
-    let mut ring = KeyRing::new(NoKey::SendUnsigned);
+    let mut ring = KeyRing::new(snapshot.signing.no_key);
+    // Rows that share a file share the key.
+    let mut keys: HashMap<&Path, Arc<PrivateKey>> = HashMap::new();
     for entry in &snapshot.dkim {
         let named = |error: &dyn std::fmt::Display| {
             let (domain, selector) = (&entry.domain, &entry.selector);
@@ -179,13 +182,47 @@ pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
                 entry.key.display()
             )
         };
-        let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
-        let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
+        let key = match keys.get(&*entry.key) {
+            Some(key) => Arc::clone(key),
+            None => {
+                let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
+                let key = Arc::new(key);
+                keys.insert(&entry.key, Arc::clone(&key));
+                key
+            }
+        };
+        let identity = identity(entry, key).map_err(|error| named(&error))?;
+        let pattern = entry.domain.to_string();
+        ring.add(&pattern, Arc::clone(&identity))
             .map_err(|error| named(&error))?;
-        ring.add(&entry.domain, Arc::new(identity))
-            .map_err(|error| named(&error))?;
+        if entry.platform {
+            ring.add_platform(identity).map_err(|error| named(&error))?;
+        }
     }
     Ok(ring)
+}
+
+fn identity(entry: &config::Dkim, key: Arc<PrivateKey>) -> Result<Arc<Identity>, RingError> {
+    let identity = Identity::new(&entry.signing_domain, &entry.selector, key)?;
+    Ok(Arc::new(match &entry.identity {
+        Some(agent) => identity.with_agent(agent)?,
+        None => identity,
+    }))
+}
+
+/// How messages are signed.
+#[must_use]
+pub fn signing(snapshot: &Snapshot) -> SignOptions {
+    let signing = &snapshot.signing;
+    let (header, body) = signing.canonicalization;
+    let mut options = SignOptions::default()
+        .with_canon(header, body)
+        .with_lifetime(signing.expire);
+    for name in &signing.oversign {
+        let taken = options.oversign(name);
+        debug_assert!(taken, "the configuration has tried every name");
+    }
+    options
 }
 
 fn sources(snapshot: &Snapshot) -> Vec<Source> {

@@ -121,7 +121,9 @@ impl<P: Port> Shard<P> {
             plan.shards,
             port.random(),
         ));
-        let signer = Rc::new(SignService::new(port.clone(), Arc::clone(&plan.keys)));
+        let options = settings::signing(&plan.snapshot);
+        let signer = SignService::new(port.clone(), Arc::clone(&plan.keys), options);
+        let signer = Rc::new(signer);
         port.spawn(Class::Sign, Rc::clone(&signer).run());
         let resolver = Resolver::new(port.clone(), Arc::clone(&plan.ask));
         let dispatch = Dispatch::new(

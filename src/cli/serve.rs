@@ -33,9 +33,8 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
             .map_err(|errno| format!("cannot wait for signals: {errno}"))?
         {
             Signal::SIGHUP => {
-                tracing::warn!(
-                    "SIGHUP: the configuration is read at start only; restart to change it"
-                );
+                tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
+                node.reload_keys();
             }
             _ => break,
         }

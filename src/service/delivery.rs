@@ -403,7 +403,7 @@ impl<'a, P: Port> Connection<'a, P> {
         }
         hand.put_off.extend(hand.untried);
         self.dispatch
-            .attempted(hand.entry, &hand.put_off, hand.cause);
+            .attempted(hand.entry, &hand.held, &hand.put_off, hand.cause);
         self.dispatch.free(self.id);
     }
 

@@ -590,6 +590,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Resolved { question, answer } => {
                 self.resolver.answered(&question, &answer)
             }
+            ShardMessage::Rekey(ring) => self.signer.rekey(ring),
             ShardMessage::Operator(_) => unreachable!("the shard answers its operator itself"),
         }
     }
@@ -965,8 +966,11 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// An attempt has ended: the entry goes, or waits with the recipients that were put off.
-    pub fn attempted(&self, entry: EntryId, put_off: &[u32], cause: Cause) {
+    pub fn attempted(&self, entry: EntryId, held: &Held, put_off: &[u32], cause: Cause) {
         let deferred = Recipients::many(put_off);
+        if deferred.is_some() {
+            self.signer.keep(held);
+        }
         match (&deferred, cause.kind) {
             (None, _) => {}
             (Some(_), CauseKind::Ambiguous) => self.count(|c| c.ambiguous += 1),
@@ -1174,12 +1178,22 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// Looks at a message before it is stored: takes control fields out, refuses loops and names of
-    /// pools and sources that do not exist (a typo must not send a campaign from the wrong address).
+    /// pools and sources that do not exist (a typo must not send a campaign from the wrong address),
+    /// and mail that nobody would sign where policy says so.
     fn check(&self, envelope: &mut Envelope, content: Content) -> Result<Content, Refusal> {
         let checked = header::check(content, envelope).map_err(|error| {
             let reply = Reply::new(error.code(), Some(error.status()), &error.to_string());
             Refusal::Policy(reply)
         })?;
+        if !self
+            .signer
+            .admits(checked.content.as_slice(), &checked.scan)
+        {
+            let text =
+                "no DKIM key for the domain of the From field; mail is not sent unsigned here";
+            let reply = Reply::new(550, Some(EnhancedStatus::NOT_AUTHORIZED), text);
+            return Err(Refusal::Policy(reply));
+        }
         // The name that PowerMTA users give may be a pool here or a single source.
         if let Some(name) = &envelope.pool
             && self.pool(name).is_none()
@@ -1239,6 +1253,8 @@ impl<P: Port> Dispatch<P> {
     pub fn figures(&self) -> Figures {
         let mut figures = Figures {
             counters: self.counters.get(),
+            signing: self.signer.report(),
+            signatures_reused: self.signer.reused(),
             ..Figures::default()
         };
         for path in self.brain.borrow().paths() {
