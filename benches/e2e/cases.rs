@@ -1,4 +1,4 @@
-//! cases - what is measured, one function per kind of case; each does one run and gives its figures.
+//! cases - what is measured: one function per kind of case does one run and gives its figures.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -370,7 +370,7 @@ fn over_slow_path(scale: Scale<'_>, manners: &str, messages: u64) -> Outcome<f64
     Ok(messages as f64 / seconds)
 }
 
-/// A queue that cannot drain: what an entry costs in memory, and how fast work goes on after a crash.
+/// A queue that cannot drain: what an entry costs in memory, how soon work goes on after a crash.
 fn big_queue(scale: Scale<'_>) -> Outcome<Figures> {
     let messages = scale.messages(100_000, 1_000);
     let place = Place::new(scale.base)?;

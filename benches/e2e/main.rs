@@ -1,9 +1,10 @@
-//! e2e - what the whole daemon costs and yields: real processes on loopback, medians of several runs.
+//! e2e - what the whole daemon costs and yields: real processes on loopback, medians of some runs.
 //!
-//!     cargo bench --bench e2e -- [--messages N] [--runs N] [--dir DIRECTORY] [--json] [--smoke] [CASE...]
+//!     cargo bench --bench e2e -- [--messages N] [--runs N] [--dir DIRECTORY] [--json] [--smoke]
+//!                                [CASE...]
 //!
-//! Plain main: a run takes seconds, and what counts is the daemon's own CPU time (its process clock),
-//! not the time on the wall. Nothing here passes or fails by a time; goals are shown beside figures.
+//! Plain main: a run takes seconds, and what counts is the daemon's own CPU time (its process
+//! clock), not the time on the wall. Nothing passes or fails by a time; goals stand beside figures.
 //! Spools are written below DIRECTORY (/var/tmp): it must be the disk that is meant, not memory.
 
 mod cases;
@@ -102,7 +103,7 @@ fn run() -> Result<(), String> {
         let runs = runs.map_err(|error| format!("{}: {error}", case.name))?;
         let summary = Summary::new(case.name, case.about, runs);
         if !options.json {
-            println!("{}", summary.show());
+            println!("{}", summary.show(!options.smoke));
         }
         summaries.push(summary);
     }

@@ -209,8 +209,8 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_postrider"))
 }
 
-/// The first line of a pipe that starts with `wanted`. The rest is read and copied to `log`, so that
-/// the writer never blocks.
+/// The first line of a pipe that starts with `wanted`. All of it is read and copied to `log`, so
+/// that the writer never blocks.
 fn line_of(pipe: impl Read + Send + 'static, wanted: &'static str, log: &Path) -> Option<String> {
     use std::io::Write;
     let mut log = File::options().create(true).append(true).open(log).ok()?;
