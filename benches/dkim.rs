@@ -1,8 +1,8 @@
 //! What signing costs: the lanes against aws-lc-rs, the public operation, preparation, body hashes.
 //!
-//! `cargo bench --bench dkim`. Besides criterion's figures, `rsa_interleaved` prints the ratio that the
-//! README quotes: batches of the lanes and single signatures of aws-lc-rs in turn, in CPU time of this
-//! thread, so that neighbours and clock changes hit both alike.
+//! `cargo bench --bench dkim`. Besides criterion's figures, `rsa_interleaved` prints the ratio that
+//! the README quotes: batches of the lanes and single signatures of aws-lc-rs in turn, in CPU time
+//! of this thread, so that neighbours and clock changes hit both alike.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -1,13 +1,13 @@
-//! Does the time of a signature depend on what is secret? A statistical test in the manner of dudect
-//! (Reparaz, Balasch, Verbauwhede, "Dude, is my code constant time?").
+//! Does the time of a signature depend on what is secret? A statistical test in the manner of
+//! dudect (Reparaz, Balasch, Verbauwhede, "Dude, is my code constant time?").
 //!
-//! `cargo bench --bench dkim_timing [-- SAMPLES]`. Two classes of work are done in random order; Welch's
-//! t of their times, slowest tenth cut off, says whether they differ. |t| under 4.5: no leak found;
-//! above 10: a leak, and the report shows its size. It asserts nothing: a noisy neighbour is not a leak,
-//! and a human reads it.
-//! Classes: one digest again and again against random ones; primes with nearly all limbs empty against
-//! primes with all limbs full; p < q against p > q; and two controls, the same work twice (must find
-//! nothing) and a microsecond more in one class (must find it).
+//! `cargo bench --bench dkim_timing [-- SAMPLES]`. Two classes of work are done in random order;
+//! Welch's t of their times, slowest tenth cut off, says whether they differ. |t| under 4.5: no
+//! leak found; above 10: a leak, and the report shows its size. It asserts nothing: a noisy
+//! neighbour is not a leak, and a human reads it.
+//! Classes: one digest again and again against random ones; primes with nearly all limbs empty
+//! against primes with all limbs full; p < q against p > q; and two controls, the same work twice
+//! (must find nothing) and a microsecond more in one class (must find it).
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -149,7 +149,8 @@ fn spin(nanoseconds: u64) {
     while cpu_ns() < end {}
 }
 
-/// The means, and Welch's t, of the samples below the ninetieth percentile of both classes together.
+/// The means, and Welch's t, of the samples below the ninetieth percentile of both classes
+/// together.
 fn welch(times: &[Vec<f64>; 2]) -> ([f64; 2], f64) {
     let mut all: Vec<f64> = times.concat();
     all.sort_by(f64::total_cmp);

@@ -152,6 +152,14 @@ pub const DKIM_JOBS_MAX: usize = 2048;
 /// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
 /// 0.7 ms), which is how long signing may keep a shard from its sockets.
 pub const DKIM_BATCH_MAX: usize = 8;
+
+/// Most bytes of signatures that one shard keeps for messages that wait for their next attempt:
+/// about seven thousand of one RSA signature each.
+pub const SIGNATURES_KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How often the key files are looked at: a rotation is planned days ahead, a look is one stat call
+/// per file.
+pub const KEY_LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
 const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
 
 // ---- routing ----

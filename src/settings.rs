@@ -2,12 +2,13 @@
 //!
 //! The only place that knows both sides: below it nobody knows that a configuration file exists.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{self, Snapshot};
+use crate::dkim::{Identity, KeyRing, PrivateKey, RingError, SignOptions};
 use crate::limits;
-use crate::dkim::{Identity, KeyRing, NoKey, PrivateKey};
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
 use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
 use crate::service::dispatch::{Pool, Settings, Source};
@@ -47,7 +48,9 @@ pub fn queue(snapshot: &Snapshot, shard: u16, shards: u16, seed: u64) -> QueueCo
         limits: PathLimits {
             connections_max,
             messages_per_connection_max: delivery.messages_per_connection,
-            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
+            rate: delivery
+                .rate
+                .and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
         },
         idle_max: delivery.idle_timeout,
         seed,
@@ -113,7 +116,11 @@ pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
             .iter()
             .map(|pool| Pool {
                 name: Arc::clone(&pool.name),
-                members: pool.members.iter().map(|member| (member.source, member.weight)).collect(),
+                members: pool
+                    .members
+                    .iter()
+                    .map(|member| (member.source, member.weight))
+                    .collect(),
             })
             .collect(),
         default_pool: snapshot.default_pool,
@@ -164,18 +171,58 @@ fn own(snapshot: &Snapshot) -> Own {
 /// # Errors
 /// A key file that cannot be read, is open to others, or holds no usable key; which entry and why.
 pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
-    let mut ring = KeyRing::new(NoKey::SendUnsigned);
+    let mut ring = KeyRing::new(snapshot.signing.no_key);
+    // Rows that share a file share the key.
+    let mut keys: HashMap<&Path, Arc<PrivateKey>> = HashMap::new();
     for entry in &snapshot.dkim {
         let named = |error: &dyn std::fmt::Display| {
             let (domain, selector) = (&entry.domain, &entry.selector);
-            format!("[[dkim]] {domain} ({selector}), key {}: {error}", entry.key.display())
+            format!(
+                "[[dkim]] {domain} ({selector}), key {}: {error}",
+                entry.key.display()
+            )
         };
-        let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
-        let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
+        let key = match keys.get(&*entry.key) {
+            Some(key) => Arc::clone(key),
+            None => {
+                let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
+                let key = Arc::new(key);
+                keys.insert(&entry.key, Arc::clone(&key));
+                key
+            }
+        };
+        let identity = identity(entry, key).map_err(|error| named(&error))?;
+        let pattern = entry.domain.to_string();
+        ring.add(&pattern, Arc::clone(&identity))
             .map_err(|error| named(&error))?;
-        ring.add(&entry.domain, Arc::new(identity)).map_err(|error| named(&error))?;
+        if entry.platform {
+            ring.add_platform(identity).map_err(|error| named(&error))?;
+        }
     }
     Ok(ring)
+}
+
+fn identity(entry: &config::Dkim, key: Arc<PrivateKey>) -> Result<Arc<Identity>, RingError> {
+    let identity = Identity::new(&entry.signing_domain, &entry.selector, key)?;
+    Ok(Arc::new(match &entry.identity {
+        Some(agent) => identity.with_agent(agent)?,
+        None => identity,
+    }))
+}
+
+/// How messages are signed.
+#[must_use]
+pub fn signing(snapshot: &Snapshot) -> SignOptions {
+    let signing = &snapshot.signing;
+    let (header, body) = signing.canonicalization;
+    let mut options = SignOptions::default()
+        .with_canon(header, body)
+        .with_lifetime(signing.expire);
+    for name in &signing.oversign {
+        let taken = options.oversign(name);
+        debug_assert!(taken, "the configuration has tried every name");
+    }
+    options
 }
 
 fn sources(snapshot: &Snapshot) -> Vec<Source> {
@@ -196,10 +243,15 @@ mod tests {
     fn shares_add_up() {
         for shards in 1..=16u16 {
             for total in [1, 8, 20, 50, 64, 1000, 1001] {
-                let shares: Vec<u32> = (0..shards).map(|shard| share(total, shard, shards)).collect();
+                let shares: Vec<u32> = (0..shards)
+                    .map(|shard| share(total, shard, shards))
+                    .collect();
                 assert_eq!(shares.iter().sum::<u32>(), total);
                 let (least, most) = (shares.iter().min(), shares.iter().max());
-                assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1));
+                assert!(
+                    most.zip(least)
+                        .is_some_and(|(most, least)| most - least <= 1)
+                );
             }
         }
     }

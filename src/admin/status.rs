@@ -73,7 +73,22 @@ pub struct Counters {
     pub connections_total: u64,
     /// Outbound connections that could not be established.
     pub connections_failed: u64,
+    /// RSA signatures made eight at a time.
+    pub dkim_lane_signatures: u64,
+    /// RSA signatures made one at a time.
+    pub dkim_single_signatures: u64,
+    /// Ed25519 signatures.
+    pub dkim_ed25519_signatures: u64,
+    /// Messages that went out again with the signature of an earlier attempt.
+    pub dkim_reused: u64,
+    /// RSA signatures that came out wrong and were made again. Alarm: the machine computes wrongly.
+    pub dkim_mismatches: u64,
+    /// Signatures that could not be made. Alarm: their mail waits.
+    pub dkim_failures: u64,
 }
+
+/// How many totals there are.
+const COUNTERS: usize = 20;
 
 impl Counters {
     /// Adds another shard's totals.
@@ -85,12 +100,12 @@ impl Counters {
 
     /// Every total with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 14] {
+    pub fn fields(&self) -> [(&'static str, u64); COUNTERS] {
         let mut copy = *self;
         copy.fields_mut().map(|(name, value)| (name, *value))
     }
 
-    fn fields_mut(&mut self) -> [(&'static str, &mut u64); 14] {
+    fn fields_mut(&mut self) -> [(&'static str, &mut u64); COUNTERS] {
         [
             ("sessions_total", &mut self.sessions_total),
             ("sessions_refused", &mut self.sessions_refused),
@@ -106,6 +121,12 @@ impl Counters {
             ("notifications", &mut self.notifications),
             ("connections_total", &mut self.connections_total),
             ("connections_failed", &mut self.connections_failed),
+            ("dkim_lane_signatures", &mut self.dkim_lane_signatures),
+            ("dkim_single_signatures", &mut self.dkim_single_signatures),
+            ("dkim_ed25519_signatures", &mut self.dkim_ed25519_signatures),
+            ("dkim_reused", &mut self.dkim_reused),
+            ("dkim_mismatches", &mut self.dkim_mismatches),
+            ("dkim_failures", &mut self.dkim_failures),
         ]
     }
 }

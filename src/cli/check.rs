@@ -1,5 +1,7 @@
 //! check - is the configuration right, and is the host fit for it?
 
+mod dkim;
+
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -32,6 +34,12 @@ enum Verb {
         after_help = "Example:\n  postrider check host --config /etc/postrider/postrider.toml"
     )]
     Host(HostArgs),
+    /// Fetch the published DKIM keys of a domain and prove that they match the private ones
+    #[command(after_help = "Examples:\n  \
+        postrider check dkim example.com --config /etc/postrider/postrider.toml\n  \
+        postrider check dkim example.com --dns 192.0.2.53:53\n\
+        Exit code 1 when a key is not published, or another one is.")]
+    Dkim(dkim::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,6 +75,7 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
             None => check_config(args),
         },
         Verb::Host(args) => check_host(args),
+        Verb::Dkim(args) => dkim::execute(args),
     }
 }
 

@@ -241,7 +241,26 @@ fn show_status(status: &NodeStatus) -> String {
         status.uptime_seconds,
         table(&rows),
         show_counters(&sum.counters)
-    )
+    ) + &show_alarms(&sum.counters)
+}
+
+/// What somebody has to see to; nothing where all is well.
+fn show_alarms(counters: &Counters) -> String {
+    let mut out = String::new();
+    if counters.dkim_mismatches > 0 {
+        out.push_str(&format!(
+            "\nALARM: {} RSA signatures came out wrong and were made again: this machine computes \
+             wrongly, test its processor and memory\n",
+            counters.dkim_mismatches
+        ));
+    }
+    if counters.dkim_failures > 0 {
+        out.push_str(&format!(
+            "\nALARM: {} DKIM signatures could not be made; the mail waits, see the log\n",
+            counters.dkim_failures
+        ));
+    }
+    out
 }
 
 fn show_counters(counters: &Counters) -> String {

@@ -6,6 +6,7 @@
 mod check;
 mod ctl;
 mod generate;
+mod keygen;
 
 mod logging;
 mod serve;
@@ -43,6 +44,7 @@ enum Verb {
     Run(run::Args),
     Ctl(ctl::Args),
     Check(check::Args),
+    Keygen(keygen::Args),
     Load(lab::LoadArgs),
     Sink(lab::SinkArgs),
     Demo(lab::DemoArgs),
@@ -115,6 +117,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
         Verb::Run(args) => run::execute(&args, serve::serve),
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
+        Verb::Keygen(args) => keygen::execute(&args),
         Verb::Load(args) => lab::load(&args),
         Verb::Sink(args) => lab::sink(&args),
         Verb::Demo(args) => lab::demo(&args),

@@ -12,9 +12,10 @@ use super::error::nearest;
 use super::read::{Cell, Problems, Row, Sections, Value};
 use super::snapshot::{
     Admin, Delivery, Dkim, Dns, Listener, Log, LogFormat, LogLevel, Node, Pool, PoolMember, Route,
-    Shards, Snapshot, Source, Spool,
+    Shards, Signing, Snapshot, Source, Spool,
 };
 use super::values::{Cidr, DomainPattern, Host, HostPort, Rate, show_duration, show_size};
+use crate::dkim::{Canon, NoKey, SignOptions};
 use crate::limits::SOURCES_MAX;
 
 /// Typed access to a cell: none where it is absent (or wrong, which was reported).
@@ -51,6 +52,7 @@ pub(super) fn check(sections: &Sections, problems: &mut Problems<'_>) {
     check_sources(sections, problems);
     check_pools(sections, problems);
     check_dkim(sections, problems);
+    check_signing(sections, problems);
     check_routes(sections, problems);
     check_delivery(sections, problems);
     check_spool(sections, problems);
@@ -146,17 +148,102 @@ fn check_pools(sections: &Sections, problems: &mut Problems<'_>) {
 }
 
 fn check_dkim(sections: &Sections, problems: &mut Problems<'_>) {
-    let mut seen: HashMap<(Arc<str>, Arc<str>), &str> = HashMap::new();
+    type Record = (Arc<str>, Arc<str>);
+    let mut rules: HashMap<(DomainPattern, Record), &str> = HashMap::new();
+    let mut files: HashMap<Record, (PathBuf, &str)> = HashMap::new();
     for row in all(sections, "dkim") {
-        let names = cell!(row, "domain", Text).zip(cell!(row, "selector", Text));
-        let Some((domain, selector)) = names else {
+        check_dkim_row(row, problems);
+        let names = signing_domain(row).zip(cell!(row, "selector", Text));
+        let Some(((domain, selector), pattern)) = names.zip(cell!(row, "domain", Pattern)) else {
             continue;
         };
-        if let Some(first) = seen.insert((domain.clone(), selector.clone()), &row.path) {
-            let (span, key) = place(row, "selector");
+        let record = (domain.clone(), selector.clone());
+        let (span, key) = place(row, "selector");
+        if let Some(first) = rules.insert((pattern, record.clone()), &row.path) {
             let message = format!("{first} is already the key of {selector}._domainkey.{domain}");
             problems.add(&span, &key, message);
+            continue;
         }
+        let Some(file) = cell!(row, "key", Path) else {
+            continue;
+        };
+        let (other, first) = files.entry(record).or_insert((file.clone(), &row.path));
+        if *other != file {
+            let message = format!(
+                "{first} has another key for {selector}._domainkey.{domain}; a record has one key"
+            );
+            problems.add(&span, &key, message);
+        }
+    }
+}
+
+fn check_dkim_row(row: &Row, problems: &mut Problems<'_>) {
+    let Some(pattern) = cell!(row, "domain", Pattern) else {
+        return;
+    };
+    let (span, key) = place(row, "domain");
+    if cell!(row, "platform", Flag) == Some(true) && !matches!(pattern, DomainPattern::Exact(_)) {
+        let message = format!("the platform has one domain, not {pattern}");
+        problems.add(&span, &key, message);
+    }
+    let Some(domain) = signing_domain(row) else {
+        // Absent, or wrong and reported: only the first is news.
+        if !row.cells.contains_key("signing_domain") {
+            let message = "\"*\" does not say who signs; give signing_domain as well";
+            problems.add(&span, &key, message);
+        }
+        return;
+    };
+    if !domain.contains('.') {
+        let (span, key) = place(row, "domain");
+        let message = format!("\"{domain}\" cannot sign: not a full domain name");
+        problems.add(&span, &key, message);
+    }
+    let within = |identity: &str| {
+        let below = identity
+            .rsplit_once('@')
+            .and_then(|(_, host)| host.strip_suffix(&*domain));
+        below.is_some_and(|head| head.is_empty() || head.ends_with('.'))
+    };
+    if let Some(identity) = cell!(row, "identity", Text)
+        && !within(&identity)
+    {
+        let (span, key) = place(row, "identity");
+        let message = format!("{identity} is not within the signing domain {domain}");
+        problems.add(&span, &key, message);
+    }
+}
+
+fn check_signing(sections: &Sections, problems: &mut Problems<'_>) {
+    let Some(row) = only(sections, "signing") else {
+        return;
+    };
+    let platform = |row: &Row| cell!(row, "platform", Flag) == Some(true);
+    let no_key = cell!(row, "no_key", Text);
+    if no_key.as_deref() == Some("platform") && !all(sections, "dkim").iter().any(platform) {
+        let (span, key) = place(row, "no_key");
+        let message = "no [[dkim]] has platform = true, so nobody would sign";
+        problems.add(&span, &key, message);
+    }
+    let mut options = SignOptions::default();
+    for name in cell!(row, "oversign", Texts).unwrap_or_default() {
+        if !options.oversign(&name) {
+            let (span, key) = place(row, "oversign");
+            problems.add(&span, &key, "too many fields");
+            break;
+        }
+    }
+    let expire = cell!(row, "expire", Duration);
+    let queued = only(sections, "delivery").and_then(|row| cell!(row, "expire", Duration));
+    if let (Some(expire), Some(queued)) = (expire, queued)
+        && expire <= queued
+    {
+        let (span, key) = place(row, "expire");
+        let (expire, queued) = (show_duration(expire), show_duration(queued));
+        let message = format!(
+            "signatures expire after {expire}, mail waits up to {queued} (delivery.expire)"
+        );
+        problems.add(&span, &key, message);
     }
 }
 
@@ -264,6 +351,7 @@ pub(super) fn build(sections: &Sections) -> Option<Snapshot> {
         delivery: build_delivery(only(sections, "delivery")?)?,
         spool: build_spool(only(sections, "spool")?)?,
         log: build_log(only(sections, "log")?)?,
+        signing: build_signing(only(sections, "signing")?)?,
         dkim: all(sections, "dkim")
             .iter()
             .map(build_dkim)
@@ -357,9 +445,43 @@ fn build_log(row: &Row) -> Option<Log> {
 
 fn build_dkim(row: &Row) -> Option<Dkim> {
     Some(Dkim {
-        domain: cell!(row, "domain", Text)?,
+        domain: cell!(row, "domain", Pattern)?,
+        signing_domain: signing_domain(row)?,
         selector: cell!(row, "selector", Text)?,
         key: cell!(row, "key", Path)?,
+        platform: cell!(row, "platform", Flag)?,
+        identity: cell!(row, "identity", Text),
+    })
+}
+
+/// The d= of a row: as given, or the domain of its pattern; none where neither says it.
+fn signing_domain(row: &Row) -> Option<Arc<str>> {
+    let given = cell!(row, "signing_domain", Text);
+    given.or_else(|| match cell!(row, "domain", Pattern)? {
+        DomainPattern::Any => None,
+        DomainPattern::Exact(domain) | DomainPattern::Below(domain) => Some(domain),
+    })
+}
+
+fn build_signing(row: &Row) -> Option<Signing> {
+    let no_key = match &*cell!(row, "no_key", Text)? {
+        "unsigned" => NoKey::SendUnsigned,
+        "reject" => NoKey::Reject,
+        "platform" => NoKey::SignAsPlatform,
+        _ => return None,
+    };
+    let canon = |word| match word {
+        "relaxed" => Some(Canon::Relaxed),
+        "simple" => Some(Canon::Simple),
+        _ => None,
+    };
+    let words = cell!(row, "canonicalization", Text)?;
+    let (header, body) = words.split_once('/')?;
+    Some(Signing {
+        no_key,
+        canonicalization: (canon(header)?, canon(body)?),
+        oversign: cell!(row, "oversign", Texts)?,
+        expire: cell!(row, "expire", Duration),
     })
 }
 
@@ -417,6 +539,14 @@ pub(super) fn warn(sections: &Sections, snapshot: &Snapshot, warnings: &mut Prob
     }
     for (row, listener) in all(sections, "listener").iter().zip(&snapshot.listeners) {
         warn_listener(row, listener, warnings);
+    }
+    if snapshot.signing.no_key == NoKey::Reject
+        && snapshot.dkim.is_empty()
+        && let Some(row) = only(sections, "signing")
+    {
+        let (span, key) = place(row, "no_key");
+        let message = "no [[dkim]] at all: every message is refused";
+        warnings.add(&span, &key, message);
     }
     let mut everything: Option<&str> = None;
     for (row, route) in all(sections, "route").iter().zip(&snapshot.routes) {

@@ -23,7 +23,7 @@ pub use error::{ConfigError, Problem};
 pub use parameters::{Absent, Kind, PARAMETERS, Parameter, SECTIONS, Section, Shape};
 pub use snapshot::{
     Admin, Delivery, Dkim, Dns, Listener, Log, LogFormat, LogLevel, Node, Pool, PoolMember, Route,
-    Shards, Snapshot, Source, Spool,
+    Shards, Signing, Snapshot, Source, Spool,
 };
 pub use values::{Cidr, DomainPattern, Host, HostPort, Rate};
 

@@ -112,6 +112,12 @@ pub enum Kind {
     },
     /// So many per period.
     Rate,
+    /// true or false.
+    Flag,
+    /// A list of header field names.
+    FieldNames,
+    /// A mail address whose part before the @ may be empty.
+    Identity,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// An IP address.
@@ -125,6 +131,8 @@ pub enum Kind {
     },
     /// A list of networks.
     Networks,
+    /// One domain pattern.
+    Pattern,
     /// A list of domain patterns, not empty.
     Patterns,
     /// One host, or a list of hosts in order, each with or without a port.
@@ -174,9 +182,14 @@ pub const SECTIONS: &[Section] = &[
         "spool",
         "The durable logs of messages and of what became of them.",
     ),
+    table("signing", "How mail is signed (DKIM, RFC 6376)."),
     array(
         "dkim",
-        "A signing key. A message is signed when its From domain matches.",
+        "A signing key. A message is signed when its From domain matches: by the rows of exactly that \
+         domain, else of the nearest \"*.parent\", else of \"*\"; all rows of the rule found sign, so \
+         that two algorithms and two selectors can be active at once. A key file that changes is read \
+         again while the daemon runs (at once on SIGHUP); one that cannot be used leaves the old keys \
+         at work.",
     ),
     array(
         "source",
@@ -479,12 +492,65 @@ pub const PARAMETERS: &[Parameter] = &[
          452; mail already accepted goes on.",
     ),
     row(
+        "signing",
+        "no_key",
+        Kind::Choice(&["unsigned", "reject", "platform"]),
+        Absent::Default("\"unsigned\""),
+        "\"reject\"",
+        "What happens to mail whose From domain has no key: it goes out unsigned, it is refused with \
+         550 when it is submitted, or the platform's keys alone sign it.",
+    ),
+    row(
+        "signing",
+        "canonicalization",
+        Kind::Choice(&[
+            "relaxed/relaxed",
+            "relaxed/simple",
+            "simple/relaxed",
+            "simple/simple",
+        ]),
+        Absent::Default("\"relaxed/relaxed\""),
+        "\"relaxed/simple\"",
+        "The c= of signatures, header/body. What is not relaxed breaks when a relay folds a field or \
+         removes a trailing blank.",
+    ),
+    row(
+        "signing",
+        "oversign",
+        Kind::FieldNames,
+        Absent::Default("[]"),
+        "[\"X-Customer\", \"X-Entity-ID\"]",
+        "Header fields that are signed besides From, To, Cc, Subject, Date and the others that always \
+         are, and that nobody may add afterwards.",
+    ),
+    row(
+        "signing",
+        "expire",
+        Kind::Duration {
+            min_ms: HOUR,
+            max_ms: 365 * DAY,
+        },
+        Absent::Means("signatures do not expire"),
+        "\"14d\"",
+        "The x= of signatures: how long after signing they count. Longer than delivery.expire, since \
+         a message is signed once, before its first attempt.",
+    ),
+    row(
         "dkim",
         "domain",
-        Kind::Hostname,
+        Kind::Pattern,
         Absent::Refused,
         "\"example.com\"",
-        "The From domain that this key signs for, and the d= of the signature.",
+        "The From domain that this key signs for: \"example.com\" is itself only, \"*.example.com\" \
+         what is below it, \"*\" everything that has no other row.",
+    ),
+    row(
+        "dkim",
+        "signing_domain",
+        Kind::Hostname,
+        Absent::Means("dkim.domain, without its \"*.\""),
+        "\"example.com\"",
+        "The d= of the signature; needed where dkim.domain is \"*\".",
     ),
     row(
         "dkim",
@@ -492,7 +558,7 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Hostname,
         Absent::Refused,
         "\"s1\"",
-        "The name under which the public key is published: <selector>._domainkey.<domain>.",
+        "The name under which the public key is published: <selector>._domainkey.<signing_domain>.",
     ),
     row(
         "dkim",
@@ -500,7 +566,25 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Path,
         Absent::Refused,
         "\"/etc/postrider/dkim/example.com.pem\"",
-        "The file of the private key, in PEM; only the daemon's user should be able to read it.",
+        "The file of the private key, in PEM: RSA from 2048 bits or Ed25519. Nobody but its owner may \
+         read it (mode 0600). `postrider keygen` makes one.",
+    ),
+    row(
+        "dkim",
+        "platform",
+        Kind::Flag,
+        Absent::Default("false"),
+        "true",
+        "Whether this key is the platform's: it then signs every message that has a key of its \
+         sender's domain too, below the sender's own signature.",
+    ),
+    row(
+        "dkim",
+        "identity",
+        Kind::Identity,
+        Absent::Means("no i= tag"),
+        "\"@example.com\"",
+        "The i= of the signature, within the signing domain; some feedback loops go by it.",
     ),
     row(
         "source",

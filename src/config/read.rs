@@ -17,8 +17,8 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::error::{Problem, nearest, position};
 use super::parameters::{Absent, Kind, Parameter, SECTIONS, Section, Shape, rows};
 use super::values::{
-    Cidr, DomainPattern, HostPort, Rate, ValueError, duration, hostname, rate, show_duration,
-    show_size, size,
+    Cidr, DomainPattern, HostPort, Rate, ValueError, duration, field_name, hostname, identity,
+    rate, show_duration, show_size, size,
 };
 use crate::limits::CONFIG_ERRORS_MAX;
 
@@ -37,7 +37,10 @@ pub(super) enum Value {
     Socket(SocketAddr),
     Sockets(Vec<SocketAddr>),
     Networks(Vec<Cidr>),
+    Pattern(DomainPattern),
     Patterns(Vec<DomainPattern>),
+    Flag(bool),
+    Texts(Vec<Arc<str>>),
     Hosts(Vec<HostPort>),
     Rows(Vec<Row>),
 }
@@ -341,6 +344,7 @@ fn read_value(
         | Kind::SocketAddresses { .. }
         | Kind::Networks
         | Kind::Patterns
+        | Kind::FieldNames
         | Kind::Hosts { .. }
         | Kind::Tables => read_list(row, key, value, problems),
         scalar => match read_scalar(scalar, value.get_ref()) {
@@ -374,6 +378,9 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, ValueError> {
     if let Kind::Integer { .. } | Kind::AutoOr { .. } = kind {
         return read_number(kind, value).ok_or_else(expected);
     }
+    if let (Kind::Flag, DeValue::Boolean(flag)) = (kind, value) {
+        return Ok(Value::Flag(*flag));
+    }
     let text = value.as_str().ok_or_else(expected)?;
     match kind {
         Kind::Hostname => hostname(text).map(Value::Text),
@@ -388,6 +395,8 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, ValueError> {
             bounded_duration(text, min_ms, max_ms).map(Value::Duration)
         }
         Kind::Rate => rate(text).map(Value::Rate),
+        Kind::Pattern => DomainPattern::parse(text).map(Value::Pattern),
+        Kind::Identity => identity(text).map(Value::Text),
         Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.into())),
         Kind::Address => text.parse().map(Value::Address).map_err(|_| expected()),
         Kind::SocketAddress => text.parse().map(Value::Socket).map_err(|_| expected()),
@@ -450,6 +459,13 @@ fn read_list(
                 elements, key, "a domain", each, problems,
             )))
         }
+        Kind::FieldNames => Some(Value::Texts(read_texts(
+            elements,
+            key,
+            "a field name",
+            field_name,
+            problems,
+        ))),
         Kind::Hosts { port } => {
             let each = |text: &str| HostPort::parse(text, port);
             Some(Value::Hosts(read_texts(
@@ -485,7 +501,10 @@ fn elements<'v, 't>(
             return None;
         }
     };
-    let may_be_empty = matches!(kind, Kind::Networks | Kind::SocketAddresses { .. });
+    let may_be_empty = matches!(
+        kind,
+        Kind::Networks | Kind::SocketAddresses { .. } | Kind::FieldNames
+    );
     if elements.is_empty() && !may_be_empty {
         problems.add(&value.span(), key, "an empty list; at least one is needed");
         return None;
@@ -588,6 +607,10 @@ pub(super) fn expected(kind: Kind) -> String {
             format!("a list of addresses such as [\"127.0.0.1:{port}\"]")
         }
         Kind::Networks => "a list of networks such as [\"10.0.0.0/8\"]".into(),
+        Kind::Pattern => "a domain such as \"example.com\" or \"*.example.com\"".into(),
+        Kind::Flag => "true or false".into(),
+        Kind::FieldNames => "a list of header field names such as [\"X-Customer\"]".into(),
+        Kind::Identity => "an address such as \"@example.com\" or \"news@example.com\"".into(),
         Kind::Patterns => "a list of domains such as [\"example.com\", \"*.example.com\"]".into(),
         Kind::Hosts { port } => format!("a host such as \"relay.example:{port}\", or a list"),
         Kind::Tables => "a list of tables such as [{ ... }]".into(),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::values::{Cidr, DomainPattern, HostPort, Rate};
+use crate::dkim::{Canon, NoKey};
 
 /// One whole configuration, checked and immutable. Share it as `Arc<Snapshot>`.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +31,9 @@ pub struct Snapshot {
     pub spool: Spool,
     /// Operational events on stderr.
     pub log: Log,
-    /// DKIM keys, one per (domain, selector).
+    /// How mail is signed.
+    pub signing: Signing,
+    /// DKIM keys, in the order of the file.
     pub dkim: Vec<Dkim>,
     /// Source addresses; never empty (without a `[[source]]` there is one that leaves the choice of
     /// the address to the kernel). The position is the source number of the queue.
@@ -196,12 +199,31 @@ pub enum LogFormat {
 /// One `[[dkim]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dkim {
-    /// The From domain that is signed, lower case.
-    pub domain: Arc<str>,
+    /// The From domains that are signed, lower case.
+    pub domain: DomainPattern,
+    /// The d= of the signature, lower case.
+    pub signing_domain: Arc<str>,
     /// The selector under which the public key is published.
     pub selector: Arc<str>,
     /// The private key, PEM.
     pub key: PathBuf,
+    /// Whether it also signs the mail of other domains that have keys.
+    pub platform: bool,
+    /// The i= of the signature; within `signing_domain`.
+    pub identity: Option<Arc<str>>,
+}
+
+/// `[signing]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signing {
+    /// What happens to mail whose From domain has no key.
+    pub no_key: NoKey,
+    /// The c= of signatures: header, body.
+    pub canonicalization: (Canon, Canon),
+    /// Fields signed besides those that always are; they cannot be added afterwards.
+    pub oversign: Vec<Arc<str>>,
+    /// The x= of signatures, from the time of signing; longer than [`Delivery::expire`].
+    pub expire: Option<Duration>,
 }
 
 /// One `[[source]]`.

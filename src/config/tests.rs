@@ -1,6 +1,7 @@
 //! Tests of the reader against whole files.
 
 use super::*;
+use crate::dkim::{Canon, NoKey};
 
 const MINIMAL: &str = "[node]\nhostname = \"mta1.example.com\"\n";
 
@@ -76,7 +77,13 @@ fn the_file_of_the_design_is_understood() {
     assert!(snapshot.listeners[0].may_relay("127.9.9.9".parse().unwrap()));
     assert!(!snapshot.listeners[0].may_relay("10.0.0.1".parse().unwrap()));
     assert_eq!(snapshot.dns.servers, ["127.0.0.1:5353".parse().unwrap()]);
-    assert_eq!(&*snapshot.dkim[0].selector, "s1");
+    let key = &snapshot.dkim[0];
+    assert_eq!(
+        (&*key.selector, &*key.signing_domain),
+        ("s1", "example.com")
+    );
+    assert_eq!(key.domain, DomainPattern::Exact("example.com".into()));
+    assert_eq!((key.platform, &key.identity), (false, &None));
     assert_eq!(
         snapshot.sources[0].address,
         Some("127.0.1.1".parse().unwrap())
@@ -119,6 +126,10 @@ fn a_minimal_file_has_every_default() {
         (snapshot.log.level, snapshot.log.format),
         (LogLevel::Info, LogFormat::Text)
     );
+    let relaxed = (Canon::Relaxed, Canon::Relaxed);
+    assert_eq!(snapshot.signing.no_key, NoKey::SendUnsigned);
+    assert_eq!(snapshot.signing.canonicalization, relaxed);
+    assert!(snapshot.signing.oversign.is_empty() && snapshot.signing.expire.is_none());
 }
 
 // A file that sets every parameter of the table to its example is understood, so that no example is
@@ -307,6 +318,119 @@ fn impossible_combinations_are_refused() {
         let found = problem(&text);
         assert!(found.contains(expected), "{text}: {found}");
     }
+}
+
+fn dkim(rows: &str) -> String {
+    format!("[[dkim]]\nselector = \"s1\"\nkey = \"/a.pem\"\n{rows}\n")
+}
+
+// Patterns, the signing domain that follows from them, and several rows of one rule.
+#[test]
+fn signing_is_understood() {
+    let text = [
+        MINIMAL,
+        "[signing]\nno_key = \"platform\"\ncanonicalization = \"relaxed/simple\"\n\
+         oversign = [\"X-A\", \"Precedence\"]\nexpire = \"2w\"\n",
+        &dkim("domain = \"*.Example.com\"\nidentity = \"News@Sub.Example.com\""),
+        &dkim("domain = \"*\"\nsigning_domain = \"platform.example\""),
+        &dkim("domain = \"platform.example\"\nplatform = true"),
+        "[[dkim]]\ndomain = \"platform.example\"\nselector = \"s2\"\nkey = \"/b.pem\"\n",
+    ];
+    let snapshot = parse(text.concat().as_bytes()).unwrap().snapshot;
+    let signing = &snapshot.signing;
+    assert_eq!(signing.no_key, NoKey::SignAsPlatform);
+    assert_eq!(signing.canonicalization, (Canon::Relaxed, Canon::Simple));
+    assert_eq!(signing.oversign, ["X-A".into(), "Precedence".into()]);
+    assert_eq!(
+        signing.expire.map(|expire| expire.as_secs()),
+        Some(1_209_600)
+    );
+    let rows: Vec<(String, &str, bool)> = snapshot
+        .dkim
+        .iter()
+        .map(|row| (row.domain.to_string(), &*row.signing_domain, row.platform))
+        .collect();
+    let row = |pattern: &str, domain, platform| (pattern.to_owned(), domain, platform);
+    assert_eq!(
+        rows,
+        [
+            row("*.example.com", "example.com", false),
+            row("*", "platform.example", false),
+            row("platform.example", "platform.example", true),
+            row("platform.example", "platform.example", false),
+        ]
+    );
+    assert_eq!(
+        snapshot.dkim[0].identity.as_deref(),
+        Some("News@sub.example.com")
+    );
+}
+
+#[test]
+fn impossible_signing_is_refused() {
+    let own = dkim("domain = \"own.test\"");
+    for (text, expected) in [
+        (
+            own.clone() + &own,
+            "dkim[1] is already the key of s1._domainkey.own.test",
+        ),
+        (
+            own.clone() + &dkim("domain = \"*.own.test\"").replace("/a.pem", "/b.pem"),
+            "dkim[1] has another key for s1._domainkey.own.test",
+        ),
+        (dkim("domain = \"*\""), "give signing_domain as well"),
+        (dkim("domain = \"localhost\""), "not a full domain name"),
+        (dkim("domain = \"a.*.test\""), "is not a host name"),
+        (
+            dkim("domain = \"*.own.test\"\nplatform = true"),
+            "the platform has one domain, not *.own.test",
+        ),
+        (
+            dkim("domain = \"own.test\"\nplatform = \"yes\""),
+            "expected true or false, found \"yes\"",
+        ),
+        (
+            dkim("domain = \"own.test\"\nidentity = \"@notown.test\""),
+            "is not within the signing domain",
+        ),
+        (
+            dkim("domain = \"own.test\"\nidentity = \"own.test\""),
+            "is not an address such as",
+        ),
+        (
+            own.clone() + "[signing]\nno_key = \"platform\"\n",
+            "no [[dkim]] has platform = true",
+        ),
+        (
+            "[signing]\noversign = [\"Received\"]\n".to_owned(),
+            "\"Received\" is not the name of a header field that can be signed",
+        ),
+        (
+            "[signing]\noversign = [\"a b\"]\n".to_owned(),
+            "is not the name of a header field",
+        ),
+        (
+            "[signing]\nexpire = \"4d\"\n".to_owned(),
+            "signatures expire after 4d, mail waits up to 4d",
+        ),
+        (
+            "[signing]\ncanonicalization = \"relaxed\"\n".to_owned(),
+            "expected one of \"relaxed/relaxed\"",
+        ),
+    ] {
+        let found = problem(&text);
+        assert!(found.contains(expected), "{text}: {found}");
+    }
+    let names: Vec<String> = (0..100).map(|number| format!("\"X-{number}\"")).collect();
+    let many = format!("[signing]\noversign = [{}]\n", names.join(", "));
+    assert!(problem(&many).contains("too many fields"));
+    let nobody = format!("{MINIMAL}[signing]\nno_key = \"reject\"\n");
+    let warnings = parse(nobody.as_bytes()).unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|one| one.message.contains("every message is refused"))
+    );
 }
 
 // A person sees all mistakes of a file at once, in its order.

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::dkim::SignOptions;
+
 /// Why a string is not a value; a sentence fragment for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ValueError(pub String);
@@ -250,6 +252,37 @@ pub fn hostname(text: &str) -> Result<Arc<str>, ValueError> {
         return error(format!("\"{text}\" is neither an address nor a host name"));
     }
     Ok(text.to_ascii_lowercase().into())
+}
+
+/// Reads a header field name that may be signed (RFC 5322 3.6.8; RFC 6376 5.4).
+///
+/// # Errors
+/// Not a field name, or one that changes on the way or that signatures are about.
+pub fn field_name(text: &str) -> Result<Arc<str>, ValueError> {
+    if !SignOptions::default().oversign(text) {
+        return error(format!(
+            "\"{}\" is not the name of a header field that can be signed",
+            text.escape_debug()
+        ));
+    }
+    Ok(text.into())
+}
+
+/// Reads "@example.com" or "news@example.com"; the domain comes out in lower case.
+///
+/// # Errors
+/// No @, characters that the i= tag would have to encode (RFC 6376 2.11), or not a domain behind it.
+pub fn identity(text: &str) -> Result<Arc<str>, ValueError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/?^_`{|}~.".contains(&b);
+    match text.rsplit_once('@') {
+        Some((local, domain)) if local.bytes().all(plain) => {
+            Ok(format!("{local}@{}", hostname(domain)?).into())
+        }
+        _ => error(format!(
+            "\"{}\" is not an address such as \"@example.com\"",
+            text.escape_debug()
+        )),
+    }
 }
 
 /// Reads "10MiB", "512KiB", "1GiB", "10MB", "4096B" or "4096": a number of bytes.

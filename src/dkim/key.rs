@@ -1,8 +1,8 @@
 //! dkim::key - private keys: reading, judging, keeping.
 //!
-//! What: [`PrivateKey`] from a PEM file (PKCS#1 `RSA PRIVATE KEY`, PKCS#8 `PRIVATE KEY`), RSA of 2048
-//! to 8192 bits or Ed25519. aws-lc-rs decides whether a key is valid (primes, exponents, the CRT
-//! parts); what it refuses is refused here.
+//! What: [`PrivateKey`] from a PEM file (PKCS#1 `RSA PRIVATE KEY`, PKCS#8 `PRIVATE KEY`), RSA of
+//! 2048 to 8192 bits or Ed25519. aws-lc-rs decides whether a key is valid (primes, exponents, the
+//! CRT parts); what it refuses is refused here.
 //! Security: the file must not be readable by group or others; key material is wiped when the key
 //! and every temporary copy is dropped; no type with secrets prints them. Reads block: the control
 //! thread loads keys, shards get them in a snapshot.
@@ -94,15 +94,18 @@ impl fmt::Display for KeyError {
                 "no private key found: want PEM with BEGIN PRIVATE KEY or BEGIN RSA PRIVATE KEY",
             ),
             Self::Encrypted => f.write_str(
-                "the key is encrypted; write it without a passphrase (openssl pkey -in OLD -out NEW)",
+                "the key is encrypted; write it without a passphrase \
+                 (openssl pkey -in OLD -out NEW)",
             ),
-            Self::Unsupported => f.write_str("not an RSA or Ed25519 key; make one with postrider keygen"),
+            Self::Unsupported => {
+                f.write_str("not an RSA or Ed25519 key; make one with postrider keygen")
+            }
             Self::Malformed => f.write_str("the PEM text is damaged"),
             Self::TooSmall { bits } => write!(
                 f,
-                "an RSA key of {bits} bits: receivers no longer trust it (RFC 8301); rotate: make a \
-                 2048-bit key under a new selector with postrider keygen, publish its record, point \
-                 the configuration at it, and leave the old record published for a week"
+                "an RSA key of {bits} bits: receivers no longer trust it (RFC 8301); rotate: make \
+                 a 2048-bit key under a new selector with postrider keygen, publish its record, \
+                 point the configuration at it, and leave the old record published for a week"
             ),
             Self::Rejected(why) => write!(f, "not a valid private key: {why}"),
         }

@@ -7,8 +7,8 @@
 //! is pure, and the shard's driver decides when a batch runs.
 //! Worked example: [`KeyRing::choose`] -> [`BodyHasher`] over the body -> [`signature::prepare`] ->
 //! [`Signer::submit`] -> [`Signer::run_batch`] -> `signature field ++ header ++ body` on the wire.
-//! Security: private keys live in [`PrivateKey`] alone, are wiped on drop and never printed. The lane
-//! engine runs in constant time; every signature is verified before it is used.
+//! Security: private keys live in [`PrivateKey`] alone, are wiped on drop and never printed. The
+//! lane engine runs in constant time; every RSA signature is verified before it is used.
 
 mod base64;
 pub mod batch;

@@ -1,7 +1,7 @@
 //! dkim::record - key pairs for operators and the DNS records that publish them.
 //!
-//! What: [`keygen`] makes a pair; [`PublicRecord`] reads a published TXT record (RFC 6376 3.6.1) and
-//! says whether it belongs to a private key, for `postrider check dkim`.
+//! What: [`keygen`] makes a pair; [`PublicRecord`] reads a published TXT record (RFC 6376 3.6.1)
+//! and says whether it belongs to a private key, for `postrider check dkim`.
 
 use std::fmt;
 use std::fs::OpenOptions;

@@ -324,7 +324,8 @@ mod tests {
         ring
     }
 
-    // Exact before the nearest wildcard before the default; a wildcard is not for the domain itself.
+    // Exact before the nearest wildcard before the default; a wildcard is not for the domain
+    // itself.
     #[test]
     fn the_nearest_rule_wins() {
         let ring = ring(

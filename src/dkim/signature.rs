@@ -1,10 +1,10 @@
 //! dkim::signature - from a message to the bytes that get signed, and to the finished field.
 //!
-//! What: [`prepare`] selects and canonicalises header fields, lays out one `DKIM-Signature` field per
-//! identity with `b=` empty, and hashes; what remains is the private key operation
+//! What: [`prepare`] selects and canonicalises header fields, lays out one `DKIM-Signature` field
+//! per identity with `b=` empty, and hashes; what remains is the private key operation
 //! ([`crate::dkim::batch`]), after which [`Unsigned::finish`] writes `b=`, folded.
-//! Why this way: the layout is final before signing (`b=` is the last tag), so the finished field is
-//! the hashed bytes plus base64 text.
+//! Why this way: the layout is final before signing (`b=` is the last tag), so the finished field
+//! is the hashed bytes plus base64 text.
 //! Standards: RFC 6376 3.5, 3.7, 5.4 (fields), 8.15 (oversigning: a name is listed once more than
 //! it occurs, so that nobody can add another From or Subject); never `l=` (RFC 6376 8.2).
 
@@ -39,8 +39,8 @@ pub const OVERSIGNED: &[&str] = &[
     "Feedback-ID",
 ];
 
-/// Field names that are signed where they occur, and may be added later: a mailing list adds its own
-/// `Sender` and `List-*`. RFC 6376 5.4.1; RFC 9477 3.2 for CFBL.
+/// Field names that are signed where they occur, and may be added later: a mailing list adds its
+/// own `Sender` and `List-*`. RFC 6376 5.4.1; RFC 9477 3.2 for CFBL.
 pub const SIGNED_IF_PRESENT: &[&str] = &[
     "Sender",
     "In-Reply-To",
@@ -211,8 +211,9 @@ struct Field<'a> {
     colon: usize,
 }
 
-/// Lays out and hashes one signature per identity. `header` is the header section as it will be sent
-/// (anything from its empty line on is ignored); `body` the hash of the body as it will be sent.
+/// Lays out and hashes one signature per identity. `header` is the header section as it will be
+/// sent (anything from its empty line on is ignored); `body` the hash of the body as it will be
+/// sent.
 pub fn prepare(
     header: &[u8],
     body: &BodyHash,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use crate::dkim::{KeyRing, Report};
 use crate::engine::mesh::MailSender;
 use crate::message::{Domain, EnhancedStatus, MessageId};
 use crate::queue::Recipients;
@@ -49,6 +50,8 @@ pub enum ShardMessage {
         /// The answer.
         answer: Arc<MailAnswer>,
     },
+    /// Control thread to shard: these keys sign from now on.
+    Rekey(Arc<KeyRing>),
     /// Control thread to shard: an operator's wish.
     Operator(OperatorRequest),
 }
@@ -168,6 +171,10 @@ pub struct Figures {
     pub sessions_refused: u64,
     /// Totals of the mail.
     pub counters: Counters,
+    /// Totals of the signer.
+    pub signing: Report,
+    /// Messages that went out again with a signature that was kept.
+    pub signatures_reused: u64,
 }
 
 /// One egress path at this moment.

@@ -6,11 +6,15 @@
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
 //! Failure: a message that should be signed and cannot be is deferred, never sent unsigned.
+//! Retries: the signature of a message that was put off is kept (`limits::SIGNATURES_KEPT_BYTES_MAX`);
+//! one that was pushed out, or lost with the process, is made again.
 //! Batching: no timer. A job waits one turn of the loop, in which every other task that is ready
 //! submits its own; while a batch of eight runs (0.7 ms) the next one gathers.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
-use std::cell::RefCell;
+mod kept;
+
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,12 +22,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::dkim::{
-    BodyHash, Canon, Choice, KeyRing, Report, SignOptions, Signed, Signer, SignerConfig, Ticket,
-    Unsigned, body_start, prepare,
+    Choice, KeyRing, Report, SignOptions, Signed, Signer, SignerConfig, Ticket, Unsigned,
+    body_start, prepare,
 };
 use crate::engine::{Port, Signal};
-use crate::message::header;
+use crate::limits;
+use crate::message::header::{self, HeaderScan};
 use crate::service::held::Held;
+
+use self::kept::Kept;
 
 /// Why a message has no signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +51,8 @@ pub struct SignService<P: Port> {
     signer: RefCell<Signer>,
     waiting: RefCell<HashMap<Ticket, Rc<Waiter>>>,
     work: Signal,
+    kept: RefCell<Kept>,
+    reused: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -53,21 +62,46 @@ struct Waiter {
 }
 
 impl<P: Port> SignService<P> {
-    /// A service that signs with the keys of `ring`.
-    pub fn new(port: P, ring: Arc<KeyRing>) -> Self {
+    /// A service that signs with the keys of `ring` as `options` say.
+    pub fn new(port: P, ring: Arc<KeyRing>, options: SignOptions) -> Self {
         Self {
             port,
             ring: RefCell::new(ring),
-            options: SignOptions::default(),
+            options,
             signer: RefCell::new(Signer::new(SignerConfig::default())),
             waiting: RefCell::default(),
             work: Signal::default(),
+            kept: RefCell::new(Kept::new(limits::SIGNATURES_KEPT_BYTES_MAX)),
+            reused: Cell::new(0),
         }
     }
 
-    /// From now on other keys sign; what is under way ends with the old ones.
+    /// From now on other keys sign; what is under way ends with the old ones, and what was put off
+    /// is signed anew: a key may have been replaced because somebody stole it.
     pub fn rekey(&self, ring: Arc<KeyRing>) {
         *self.ring.borrow_mut() = ring;
+        self.kept.borrow_mut().clear();
+    }
+
+    /// Whether a message may be submitted: not where its From domain has no key and policy says that
+    /// such mail is refused.
+    pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> bool {
+        let (ring, now) = (self.ring.borrow(), self.port.wall());
+        // Nobody has a rule for no domain: this asks for the policy alone.
+        !matches!(ring.choose(None, now), Choice::Reject)
+            || !matches!(ring.choose(from_domain(content, scan), now), Choice::Reject)
+    }
+
+    /// Keeps the signature of a message that was put off, for its next attempt.
+    pub fn keep(&self, held: &Held) {
+        if let Some(fields) = held.signature.get().filter(|fields| !fields.is_empty()) {
+            self.kept.borrow_mut().put(held.id, fields);
+        }
+    }
+
+    /// How many messages went out again with a signature that was kept.
+    pub fn reused(&self) -> u64 {
+        self.reused.get()
     }
 
     /// What the signer has done so far.
@@ -83,9 +117,16 @@ impl<P: Port> SignService<P> {
         if held.signature.get().is_some() {
             return Ok(());
         }
-        let fields = match self.job(held)? {
-            Some(job) => Bytes::from(self.queue(job).await?),
-            None => Bytes::new(),
+        let kept = self.kept.borrow_mut().get(held.id);
+        let fields = match kept {
+            Some(fields) => {
+                self.reused.set(self.reused.get() + 1);
+                fields
+            }
+            None => match self.job(held)? {
+                Some(job) => Bytes::from(self.queue(job).await?),
+                None => Bytes::new(),
+            },
         };
         // Another shard may have been first; either signature is good.
         drop(held.signature.set(fields));
@@ -100,16 +141,19 @@ impl<P: Port> SignService<P> {
         }
         let content = &held.content;
         let scan = header::scan(content);
-        let from = scan.from_domain.and_then(|range| content.get(range));
-        let from = from.and_then(|domain| std::str::from_utf8(domain).ok());
         let now = self.port.wall();
-        let identities = match ring.choose(from, now) {
+        let identities = match ring.choose(from_domain(content, &scan), now) {
             Choice::Sign(identities) => identities,
             Choice::Unsigned => return Ok(None),
+            // Our own notifications never pass a submission.
+            Choice::Reject if held.envelope.sender.is_none() => return Ok(None),
+            // It had a key when it was submitted, and the key is gone.
             Choice::Reject => return Err(SignError::NoKey),
         };
         let start = body_start(content);
-        let body = BodyHash::of(Canon::Relaxed, content.get(start..).unwrap_or_default());
+        let mut hasher = self.options.body_hasher();
+        hasher.update(content.get(start..).unwrap_or_default());
+        let body = hasher.finish();
         // A message that cannot be signed by its form (no From field) goes out as it is.
         Ok(prepare(&content[..start], &body, &identities, &self.options, now).ok())
     }
@@ -133,7 +177,9 @@ impl<P: Port> SignService<P> {
             while self.signer.borrow().pending() > 0 {
                 // A deadline in the past lets every ready task run first: they fill the lanes.
                 self.port.sleep_until(self.port.now()).await;
+                let before = self.report();
                 self.signer.borrow_mut().run_batch(&mut signed);
+                raise_alarms(before, self.report());
                 for Signed { ticket, fields } in signed.drain(..) {
                     if let Some(waiter) = self.waiting.borrow_mut().remove(&ticket) {
                         *waiter.fields.borrow_mut() = Some(fields.map_err(|_| SignError::Failed));
@@ -144,3 +190,27 @@ impl<P: Port> SignService<P> {
         }
     }
 }
+
+/// The domain of the first From address, if it has one.
+fn from_domain<'a>(content: &'a [u8], scan: &HeaderScan) -> Option<&'a str> {
+    let range = scan.from_domain.clone()?;
+    std::str::from_utf8(content.get(range)?).ok()
+}
+
+/// Says what went wrong in a batch; a machine that goes on so says it ever more rarely.
+fn raise_alarms(before: Report, now: Report) {
+    let due = |before: u64, now: u64| (before..now).any(|count| (count + 1).is_power_of_two());
+    if due(before.lane_mismatches, now.lane_mismatches) {
+        tracing::error!(
+            so_far = now.lane_mismatches,
+            "an RSA signature came out wrong and was made again: this machine computes wrongly, \
+             test its processor and memory"
+        );
+    }
+    if due(before.failures, now.failures) {
+        tracing::error!(so_far = now.failures, "a DKIM signature could not be made; its mail waits");
+    }
+}
+
+#[cfg(test)]
+mod tests;

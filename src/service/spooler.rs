@@ -43,6 +43,8 @@ use crate::time::{Mono, Wall};
 const SCAN_WINDOW_BYTES: usize = 128 << 10;
 /// How often a segment that readers hold is looked at again.
 const RELEASE_RETRY: Duration = Duration::from_millis(100);
+/// How often the rewriting of a last group is tried again before the spool does not open.
+const REWRITE_TRIES: u32 = 20;
 /// How long [`Spooler::close`] waits for a failing disk.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -848,6 +850,8 @@ struct Listed<P: Port> {
 async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>, SpoolError> {
     let directory = &config.directory;
     let failed = |error| SpoolError::Io(directory.clone(), error);
+    // Names that an earlier life made or removed must not come back, or vanish, behind this one's back.
+    port.sync_directory(directory).map_err(failed)?;
     let listed = list(port, config)?;
     let free = port.free_space(directory).map_err(failed)?;
     let held: u64 = listed.iter().map(|file| file.len).sum();
@@ -874,6 +878,13 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
             recovery.states_end();
         }
     }
+    for (log, number, range) in recovery.rewrites() {
+        let Some(file) = files.get(&(log, number)) else {
+            continue;
+        };
+        let rewritten = rewrite(port, file, range).await;
+        rewritten.map_err(|e| SpoolError::Io(directory.join(log.file_name(number)), e))?;
+    }
     for check in recovery.checks() {
         let Some(file) = files.get(&(Log::Message, check.segment)) else {
             continue;
@@ -891,7 +902,7 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
         if whole {
             recovery.check(&check, map.bytes());
         } else {
-            recovery.unreadable(Log::Message, check.segment, check.content.start as u32);
+            recovery.unchecked(&check);
         }
     }
     let (core, report) = recovery.finish(free, port.now());
@@ -925,6 +936,35 @@ fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, Spo
     }
     listed.sort_by_key(|file| (file.log, file.number));
     Ok(listed)
+}
+
+/// Writes a range of a file again as it is, so that what was read is on stable storage.
+async fn rewrite<P: Port>(port: &P, file: &P::File, range: Range<usize>) -> io::Result<()> {
+    let map = port.map(file)?;
+    let mut at = range.start;
+    while at < range.end {
+        let end = range.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
+        let mut tries = 0;
+        loop {
+            let result = match port.prefetch(&map, at..end).await {
+                Ok(()) => {
+                    let mut block = Block::zeroed(end - at);
+                    block.copy_from_slice(&map.bytes()[at..end]);
+                    port.write_durable(file, at as u64, block).await.1
+                }
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(()) => break,
+                // The same bytes over the same bytes: unlike a new group, this may be tried again.
+                Err(_) if tries < REWRITE_TRIES => tries += 1,
+                Err(error) => return Err(error),
+            }
+            port.sleep_until(port.now().after(RELEASE_RETRY)).await;
+        }
+        at = end;
+    }
+    Ok(())
 }
 
 /// Sizes for a file system that could give the spool `budget` bytes.

@@ -90,6 +90,8 @@
 //! 7. Groups at or above `proven` are checked with their contents at recovery, others by their heads
 //!    alone: their contents are checked whenever they are read. A group that is known not to be whole
 //!    is in the way of `proven` until the note about it ([`format::StateRecord::Void`]) is durable.
+//!    Those at or above that are whole are written again, as they are, before the spool opens: after a
+//!    kill, what can be read need not be on stable storage.
 //! 8. A message above a quarter of a segment gets a file of its own: contents first, and the head,
 //!    which makes it exist, when they are durable.
 //!

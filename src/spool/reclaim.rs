@@ -49,8 +49,6 @@ pub(super) struct Checkpoint {
     next_slot: usize,
     /// Once all is handed to groups: the state group that the last record is before.
     emitted: Option<u64>,
-    /// Groups below this are in the old segments.
-    boundary: u64,
 }
 
 impl Spool {
@@ -241,7 +239,9 @@ impl Spool {
         }
         self.mail
             .iter()
-            .filter(|(_, s)| shared(s) && s.in_flight == 0 && !s.stuck && s.live_slots > 0)
+            .filter(|(_, s)| {
+                shared(s) && s.in_flight == 0 && !s.stuck && !s.unread && s.live_slots > 0
+            })
             .filter(|(_, s)| s.live_bytes <= s.len / 16 * 9)
             .min_by_key(|(_, s)| s.live_bytes.saturating_mul(1024) / s.len.max(1))
             .map(|(number, _)| number)
@@ -414,12 +414,11 @@ impl Spool {
         let old = self
             .state
             .iter()
-            .filter(|(_, s)| s.phase == Phase::Sealed && !s.stuck);
+            .filter(|(_, s)| s.phase == Phase::Sealed && !s.stuck && !s.unread);
         let old = old.map(|(number, _)| number).collect();
         let segments = self.mail.iter().filter(|(_, s)| !s.slots.is_empty());
         let segments = segments.map(|(number, _)| number).collect();
         self.push_roster();
-        let boundary = self.state.group_sequence;
         let Self {
             voids,
             tails,
@@ -446,7 +445,6 @@ impl Spool {
             segments,
             next_slot: 0,
             emitted: None,
-            boundary,
         });
     }
 
@@ -585,7 +583,12 @@ impl Spool {
             .iter()
             .filter(|(number, s)| s.phase == Phase::Sealed && !old.contains(number));
         self.checkpoint_bytes = kept.map(|(_, s)| s.len).sum();
-        self.state_torn = self.state_torn.filter(|torn| *torn >= checkpoint.boundary);
+        let state = &self.state;
+        self.state_torn.retain(|torn| {
+            state
+                .get(torn.segment)
+                .is_some_and(|s| s.stamp.generation == torn.generation)
+        });
         for number in checkpoint.old {
             let Some(segment) = self.state.get(number) else {
                 continue;

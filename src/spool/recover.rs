@@ -346,6 +346,8 @@ pub struct Recovery {
     holes: Vec<(u32, Range<u64>)>,
     voids: BTreeSet<Void>,
     unproven: Vec<Unproven>,
+    /// Whole groups that nothing vouches for: log, segment, where, sequence.
+    tail: Vec<(Log, u32, Range<usize>, u64)>,
     /// The group before the next, in the segment being scanned: segment, sequence, end.
     previous: Option<(u32, u64, u32)>,
     /// Files whose length is not what their header says.
@@ -370,6 +372,7 @@ impl Recovery {
             holes: Vec::new(),
             voids: BTreeSet::new(),
             unproven: Vec::new(),
+            tail: Vec::new(),
             previous: None,
             short: Vec::new(),
             last: None,
@@ -440,6 +443,8 @@ impl Recovery {
         self.report.add(Damage::Unreadable(log, number, offset));
         if let Some(segment) = self.spool.log(log).get_mut(number) {
             segment.suspect = true;
+            // What cannot be read now may be mail: the file stays until a life that can read it.
+            segment.unread = true;
         }
     }
 
@@ -455,6 +460,7 @@ impl Recovery {
         if !found.whole {
             self.torn_states.push((header.sequence, number, found.at));
         }
+        self.note_tail(Log::State, number, found, self.state_proven);
         for record in found.states() {
             self.report.clean = record == StateRecord::Clean;
             match record {
@@ -567,6 +573,7 @@ impl Recovery {
         {
             self.rosters.insert(roster.sequence, roster);
         }
+        self.note_tail(Log::Message, number, found, self.proven);
         let misplaced = header.offset != found.at;
         let generation = header.stamp.generation;
         let void = self.voids.contains(&Void {
@@ -642,6 +649,30 @@ impl Recovery {
         self.spool.place(sequence)
     }
 
+    fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, proven: u64) {
+        let header = &found.header;
+        if found.whole && header.offset == found.at && header.sequence >= proven {
+            let at = found.at as usize;
+            let range = at..at + header.total_len as usize;
+            self.tail.push((log, number, range, header.sequence));
+        }
+    }
+
+    /// The groups of the last writes that are whole. Before the spool may be used each must be written
+    /// again, as it is, where it is: after a kill what can be read need not be on stable storage yet,
+    /// and a power cut could take back what this life believed in. Writing the same bytes cannot tear.
+    #[must_use]
+    pub fn rewrites(&mut self) -> Vec<(Log, u32, Range<usize>)> {
+        let (mail, state) = (self.proven, self.state_proven);
+        let tail = std::mem::take(&mut self.tail).into_iter();
+        tail.filter(|(log, _, _, sequence)| match log {
+            Log::Message => *sequence >= mail,
+            Log::State => *sequence >= state,
+        })
+        .map(|(log, number, range, _)| (log, number, range))
+        .collect()
+    }
+
     /// The contents that must be checked before the spool can be trusted: those of the last writes
     /// and those of groups that lie where they were not written.
     pub fn checks(&mut self) -> Vec<Check> {
@@ -676,6 +707,12 @@ impl Recovery {
         };
         checks.sort_by_key(is_live);
         checks
+    }
+
+    /// A content could not be read: the next recovery must check it again.
+    pub fn unchecked(&mut self, check: &Check) {
+        self.unreadable(Log::Message, check.segment, check.content.start as u32);
+        self.spool.void(check.segment, check.group);
     }
 
     /// Checks a content in `file`, all bytes of its segment.
@@ -806,8 +843,13 @@ impl Recovery {
             if sequence < self.state_proven {
                 self.report.add(Damage::Settlements { segment, offset });
             } else {
-                let torn = self.spool.state_torn.unwrap_or(sequence);
-                self.spool.state_torn = Some(torn.min(sequence));
+                let generation = self.spool.state.at(segment).stamp.generation;
+                let torn = Void {
+                    group: sequence,
+                    generation,
+                    segment,
+                };
+                self.spool.state_torn.push(torn);
             }
         }
         let known = std::mem::take(&mut self.voids);
@@ -879,7 +921,8 @@ impl Recovery {
 
     fn is_current(&self, void: &Void) -> bool {
         let segment = self.spool.mail.get(void.segment);
-        segment.is_some_and(|s| s.stamp.generation == void.generation)
+        // Nothing can be said about what could not be read.
+        segment.is_some_and(|s| s.stamp.generation == void.generation && !s.unread)
     }
 
     fn report_lost(&mut self, entry: u64, group: u64, segment: u32) {

@@ -41,6 +41,8 @@ pub(super) struct Segment {
     pub(super) large: bool,
     /// A write to it failed: no completion of it is trusted any more, and it is never reused.
     pub(super) suspect: bool,
+    /// Recovery could not read all of it: neither recycled nor removed in this life.
+    pub(super) unread: bool,
     /// Copying a message out of it failed: not to be tried again.
     pub(super) stuck: bool,
     /// Where the next group goes.
@@ -60,6 +62,7 @@ impl Segment {
             phase,
             large: false,
             suspect: false,
+            unread: false,
             stuck: false,
             write_offset: SEGMENT_HEADER_BYTES as u64,
             in_flight: 0,
@@ -113,7 +116,8 @@ impl Segment {
 
     /// Whether nothing in it counts any more.
     pub(super) fn is_spent(&self) -> bool {
-        self.phase == Phase::Sealed && self.in_flight == 0 && self.live_slots == 0
+        let idle = self.in_flight == 0 && !self.unread;
+        self.phase == Phase::Sealed && idle && self.live_slots == 0
     }
 }
 

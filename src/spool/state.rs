@@ -187,8 +187,8 @@ pub struct Spool {
     pub(super) tickets: Vec<u32>,
     pub(super) mail_unproven: Vec<u64>,
     pub(super) state_unproven: Vec<u64>,
-    /// The lowest group of the state log that is known not to be whole.
-    pub(super) state_torn: Option<u64>,
+    /// Groups of the state log that are known not to be whole, while their segments last.
+    pub(super) state_torn: Vec<Void>,
     pub(super) last: LastGroup,
     /// The last group of each segment: its roster is in another segment, which may go first.
     pub(super) tails: Vec<LastGroup>,
@@ -211,6 +211,10 @@ pub struct Spool {
     pub(super) damaged: u64,
     pub(super) groups_written: u64,
 }
+
+/// Bytes that must wait before a group is written while another is in flight: twelve messages of
+/// 10 KiB share the cost of the write.
+const OVERLAP_BYTES_MIN: usize = 128 << 10;
 
 impl Spool {
     /// An empty spool, which recovery fills.
@@ -235,7 +239,7 @@ impl Spool {
             tickets: Vec::new(),
             mail_unproven: Vec::new(),
             state_unproven: Vec::new(),
-            state_torn: None,
+            state_torn: Vec::new(),
             last: LastGroup::default(),
             tails: Vec::new(),
             voids: Vec::new(),
@@ -705,7 +709,12 @@ impl Spool {
     fn state_proven(&self) -> u64 {
         let next = self.state.group_sequence;
         let lowest = self.state_unproven.iter().copied().min().unwrap_or(next);
-        self.state_torn.map_or(lowest, |torn| torn.min(lowest))
+        let lives = |torn: &&Void| {
+            let segment = self.state.get(torn.segment);
+            segment.is_some_and(|s| s.stamp.generation == torn.generation)
+        };
+        let torn = self.state_torn.iter().filter(lives).map(|torn| torn.group);
+        torn.fold(lowest, u64::min)
     }
 
     fn seal_mail(&mut self) {
@@ -722,12 +731,26 @@ impl Spool {
                 (None, Some(first)) => (first, false),
                 (None, None) => return,
             };
+            if !copy && self.mail.groups_in_flight > 0 && !self.fresh_fills_a_group() {
+                return;
+            }
             let need = mail_group_bytes(first.bytes(), &self.last);
             let Some(number) = self.room_for(need as u64, copy) else {
                 return;
             };
             self.seal_group(number);
         }
+    }
+
+    /// Whether what waits is worth a write of its own beside one that is under way. A write costs
+    /// the CPU some 20 us whatever its size: with less waiting, the next group starts when the one
+    /// before it ends, and carries whatever has come by then.
+    fn fresh_fills_a_group(&self) -> bool {
+        let mut bytes = 0;
+        self.fresh.iter().any(|pending| {
+            bytes += pending.bytes();
+            bytes >= OVERLAP_BYTES_MIN
+        })
     }
 
     /// The segment that takes a group of `bytes`: the active one or a free one. Without any, refuses
@@ -948,7 +971,12 @@ impl Spool {
                 self.state_unproven.retain(|sequence| *sequence != group);
                 let trusted = self.write_ended(Log::State, number, outcome, now);
                 if !trusted {
-                    self.state_torn = Some(self.state_torn.map_or(group, |torn| torn.min(group)));
+                    let generation = self.state.at(number).stamp.generation;
+                    self.state_torn.push(Void {
+                        group,
+                        generation,
+                        segment: number,
+                    });
                 }
                 self.state_written(records, settlements, trusted, now);
             }

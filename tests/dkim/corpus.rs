@@ -92,13 +92,16 @@ fn headers() -> Vec<String> {
         "SUBJECT: upper case\r\nto: lower@example.net\r\nmessage-id: <2@example.com>\r\n",
         "Subject: =?utf-8?q?caf=C3=A9?=\r\n =?utf-8?q?_au_lait?=\r\n",
         "To: a@example.net,\r\n b@example.net,\r\n\tc@example.net\r\nCc: d@example.net\r\n",
-        "Reply-To: r@example.com\r\nSender: s@example.com\r\nIn-Reply-To: <0@x>\r\nReferences: <0@x>\r\n",
+        "Reply-To: r@example.com\r\nSender: s@example.com\r\nIn-Reply-To: <0@x>\r\n\
+         References: <0@x>\r\n",
         "List-Unsubscribe: <https://example.com/u?t=1>,\r\n <mailto:u@example.com>\r\n\
          List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\nFeedback-ID: 1:2:3:example\r\n\
          List-Id: News <news.example.com>\r\n",
-        "Received: from a by b; Fri, 20 Nov 2026 10:00:00 +0000\r\nReceived: from c\r\n by d;\r\n date\r\n",
+        "Received: from a by b; Fri, 20 Nov 2026 10:00:00 +0000\r\n\
+         Received: from c\r\n by d;\r\n date\r\n",
         "X-Semicolons: a; b=c; bh=d; b=e;\r\nX-Colons: a:b:c\r\nX-Empty:\r\nX-Blank: \r\n",
-        "Comments: one\r\nComments: two\r\nTo: a@example.net\r\nTo: b@example.net\r\nSubject: x\r\nSubject: y\r\n",
+        "Comments: one\r\nComments: two\r\nTo: a@example.net\r\nTo: b@example.net\r\n\
+         Subject: x\r\nSubject: y\r\n",
         "DKIM-Signature: v=1; a=rsa-sha256; d=other.test; s=x; h=From; bh=AAAA; b=BBBB\r\n",
     ]
     .iter()
@@ -131,7 +134,8 @@ fn bodies() -> Vec<Vec<u8>> {
         b"caf\xc3\xa9 \xe4\xf6\xfc \xff\xfe\r\n",
         b" \r\n",
         b"x\r\n \t \r\n\r\n",
-        b"--b\r\nContent-Type: text/plain\r\n\r\nplain\r\n--b\r\nContent-Type: text/html\r\n\r\n<p>  x\r\n--b--\r\n",
+        b"--b\r\nContent-Type: text/plain\r\n\r\nplain\r\n\
+        --b\r\nContent-Type: text/html\r\n\r\n<p>  x\r\n--b--\r\n",
     ]
     .iter()
     .map(|body| body.to_vec())

@@ -150,9 +150,9 @@ fn dual() -> Setup {
     setup(&[("rsa1", KeyKind::Rsa2048), ("ed1", KeyKind::Ed25519)])
 }
 
-/// mail-auth 0.13.3 keeps lines of blanks at the end of a relaxed body as empty lines; RFC 6376 3.4.4
-/// empties them first and then ignores them, and the other verifiers do so (`interop`). Such messages
-/// are theirs to judge.
+/// mail-auth 0.13.3 keeps lines of blanks at the end of a relaxed body as empty lines; RFC 6376
+/// 3.4.4 empties them first and then ignores them, and the other verifiers do so (`interop`). Such
+/// messages are theirs to judge.
 fn judged_by_mail_auth(body: Canon, message: &[u8]) -> bool {
     body == Canon::Simple || !corpus::ends_in_blank_lines(message)
 }
@@ -194,7 +194,8 @@ fn a_missing_last_line_end_is_no_harm() {
     }
 }
 
-// Oversigning: another From, Subject, List-Unsubscribe or Content-Type, or a longer body, breaks it.
+// Oversigning: another From, Subject, List-Unsubscribe or Content-Type, or a longer body, breaks
+// it.
 #[test]
 fn forgeries_fail() {
     let setup = dual();

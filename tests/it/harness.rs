@@ -128,6 +128,10 @@ impl Daemon {
         std::fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it in order, and returns its exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod commands;
+mod dkim;
 mod harness;
 mod interop;
 mod samples;

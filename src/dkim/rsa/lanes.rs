@@ -1,7 +1,7 @@
 //! dkim::rsa::lanes - up to eight RSA signatures in the eight lanes of a vector.
 //!
-//! What: [`LaneKey`], a private key as limbs, and [`Workspace::sign`]: PKCS#1 v1.5 encoding, the two
-//! half-size exponentiations of the CRT, recombination, and the public operation as proof.
+//! What: [`LaneKey`], a private key as limbs, and [`Workspace::sign`]: PKCS#1 v1.5 encoding, the
+//! two half-size exponentiations of the CRT, recombination, and the public operation as proof.
 //! Why this way: up to four signatures put their p halves in the lower and their q halves in the
 //! upper lanes, one pass; up to eight take two passes. Lanes may have different keys, so a batch is
 //! whatever waits. Measured per RSA-2048 batch of eight: see `benches/dkim.rs`.

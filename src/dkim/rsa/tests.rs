@@ -165,8 +165,8 @@ fn odd_keys_are_signed_by_aws_lc() {
     }
 }
 
-// A lane that computes wrongly is found by verification: the signature comes from aws-lc-rs, and the
-// alarm counts.
+// A lane that computes wrongly is found by verification: the signature comes from aws-lc-rs, and
+// the alarm counts.
 #[test]
 fn a_wrong_lane_is_replaced_and_counted() {
     let key = generated(KeySize::Rsa2048);

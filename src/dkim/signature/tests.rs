@@ -83,7 +83,8 @@ fn rfc_8463_ed25519_vector() {
     assert_eq!(String::from_utf8(text).unwrap(), expected);
 }
 
-// Names that occur are listed that often and once more; bottom field first; what does not occur once.
+// Names that occur are listed that often and once more; bottom field first; what does not occur
+// once.
 #[test]
 fn fields_are_chosen_bottom_up_and_oversigned() {
     let header = "Subject: top\r\nFROM: a@example.com\r\nX-Other: 1\r\nsubject : bottom\r\n\
@@ -171,7 +172,8 @@ fn configured_names_are_oversigned() {
     assert_eq!(options.names.len(), limits::DKIM_NAMES_MAX);
 }
 
-// The finished field: lines within RFC 5322 2.1.1, base64 whole, CRLF at the end, for both key sizes.
+// The finished field: lines within RFC 5322 2.1.1, base64 whole, CRLF at the end, for both key
+// sizes.
 #[test]
 fn fields_are_folded() {
     for octets in [64, 256, 512] {

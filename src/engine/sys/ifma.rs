@@ -1,19 +1,19 @@
 //! ifma - eight modular exponentiations at once with AVX-512 IFMA.
 //!
 //! What: Montgomery arithmetic on eight independent numbers, one per 64-bit lane, each with its own
-//! modulus and exponent. A number of `N` limbs of 52 bits is `N` rows; row `i` holds limb `i` of the
-//! eight numbers. Everything is safe to call for whoever holds an [`Ifma`], which exists only where
-//! the processor has the instructions.
+//! modulus and exponent. A number of `N` limbs of 52 bits is `N` rows; row `i` holds limb `i` of
+//! the eight numbers. Everything is safe to call for whoever holds an [`Ifma`], which exists only
+//! where the processor has the instructions.
 //! Why this way: `vpmadd52luq` and `vpmadd52huq` add the low or high half of a 52x52-bit product to
-//! a 64-bit lane, two per cycle on server cores. Twelve spare bits let limbs pile up products without
-//! carries; only the lowest limb of a row is carried at once (Gueron and Krasnov, "Software
-//! implementation of modular exponentiation, using advanced vector instructions architectures").
-//! R = 2^(52 N) is at least 2^16 times the modulus, so almost-Montgomery products stay under 2 n by
+//! a 64-bit lane, two per cycle on server cores. Twelve spare bits let limbs pile up products
+//! without carries; only the lowest limb of a row is carried at once (Gueron and Krasnov, "Software
+//! implementation of modular exponentiation, using advanced vector instructions architectures"). R
+//! = 2^(52 N) is at least 2^16 times the modulus, so almost-Montgomery products stay under 2 n by
 //! themselves and are reduced fully only at the end.
 //! Security: no branch, address or instruction count depends on a number or an exponent: loops have
 //! public bounds, table entries are chosen by reading the whole table under masks, subtractions are
-//! chosen by masks. Blinding is not used: it hides data-dependent timing, and there is none to hide.
-//! The intermediate values that live in caller's memory ([`Table`]) are wiped on drop.
+//! chosen by masks. Blinding is not used: it hides data-dependent timing, and there is none to
+//! hide. The intermediate values that live in caller's memory ([`Table`]) are wiped on drop.
 
 use zeroize::{DefaultIsZeroes, Zeroize};
 
@@ -212,8 +212,8 @@ mod x86 {
             unsafe { power(field, base, exponent, table, out) }
         }
 
-        /// The CRT: `out = b + q * ((a - b) * qinv mod p)`, where `parts` is `[a, b]`, a < p, b < q,
-        /// `field` is that of p, `qinv` is 1/q mod p in Montgomery form, q < 2 p, and M = 2 N.
+        /// The CRT: `out = b + q * ((a - b) * qinv mod p)`, where `parts` is `[a, b]`, a < p, b <
+        /// q, `field` is that of p, `qinv` is 1/q mod p in Montgomery form, q < 2 p, and M = 2 N.
         pub fn recombine<const N: usize, const M: usize>(
             self,
             field: &Field<N>,
@@ -364,7 +364,8 @@ mod x86 {
                 sums[J - 1] = lo(hi(sum, n_before, m), n_j, m);
                 n_before = n_j;
             });
-            // Last, because the next row waits for this sum: the carry comes later than the products.
+            // Last, because the next row waits for this sum: the carry comes later than the
+            // products.
             sums[0] = _mm512_add_epi64(sums[0], carry);
             sums[19] = hi(hi(zero, x_before, a_i), n_before, m);
         });
@@ -393,9 +394,9 @@ mod x86 {
 
     /// Almost Montgomery product: `a b / R mod n`, under 2 n where a b < R n, as sums to carry.
     ///
-    /// Per limb of b: add `a b_i`, add the multiple of n that clears the lowest limb, move down by one
-    /// limb. Two limbs of b at once: the sums do not fit the registers, and so each is loaded and
-    /// stored once for eight products.
+    /// Per limb of b: add `a b_i`, add the multiple of n that clears the lowest limb, move down by
+    /// one limb. Two limbs of b at once: the sums do not fit the registers, and so each is loaded
+    /// and stored once for eight products.
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn multiply<const N: usize>(
         a: &Number<N>,

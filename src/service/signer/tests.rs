@@ -1,0 +1,162 @@
+//! Tests of the service on the simulator's engine.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{SignError, SignService};
+use crate::dkim::{Identity, KeyKind, KeyRing, NoKey, PrivateKey, SignOptions, keygen};
+use crate::engine::sim::{RunEnd, SimOptions, SimPort, SimWorld};
+use crate::engine::{Class, Port};
+use crate::message::{Address, Envelope, MessageId, header};
+use crate::service::held::Held;
+use crate::time::{Mono, Wall};
+
+type Service = Rc<SignService<SimPort>>;
+
+fn ring(no_key: NoKey, keys: &[(&str, &str, KeyKind)]) -> Arc<KeyRing> {
+    let mut ring = KeyRing::new(no_key);
+    for (domain, selector, kind) in keys {
+        let key = PrivateKey::from_pem(&keygen(*kind).unwrap().pem).unwrap();
+        let identity = Identity::new(domain, selector, Arc::new(key)).unwrap();
+        ring.add(domain, Arc::new(identity)).unwrap();
+    }
+    Arc::new(ring)
+}
+
+fn own(selector: &str) -> Arc<KeyRing> {
+    ring(NoKey::Reject, &[("own.test", selector, KeyKind::Ed25519)])
+}
+
+fn held(number: u64, from: &str) -> Held {
+    let content = format!("From: {from}\r\nSubject: {number}\r\n\r\nHello\r\n");
+    let sender = Some(Address::parse_path(b"a@own.test").unwrap());
+    let envelope = Envelope { sender, ..Envelope::default() };
+    Held::mapped(MessageId::new(0, number), envelope, Bytes::from(content), Wall(0))
+}
+
+fn fields(held: &Held) -> String {
+    String::from_utf8(held.signature.get().unwrap().to_vec()).unwrap()
+}
+
+/// Runs `scenario` on a service with these keys, in a calm world.
+fn with_service<T: 'static, F: Future<Output = T> + 'static>(
+    ring: Arc<KeyRing>,
+    scenario: impl FnOnce(Service) -> F,
+) -> T {
+    let world = SimWorld::new(1, SimOptions::calm());
+    let port = world.host("signer").port();
+    let service = Rc::new(SignService::new(port.clone(), ring, SignOptions::default()));
+    port.spawn(Class::Sign, Rc::clone(&service).run());
+    let result = Rc::new(RefCell::new(None));
+    let (shared, work) = (Rc::clone(&result), scenario(service));
+    port.spawn(Class::Egress, async move {
+        let output = work.await;
+        shared.replace(Some(output));
+    });
+    let end = world.run_until(Mono::NEVER, 1_000_000, || result.borrow().is_some());
+    assert_eq!(end, RunEnd::Reached);
+    result.take().expect("run_until waited for it")
+}
+
+// Both algorithms sign, the sender's order kept; a second call changes nothing.
+#[test]
+fn a_message_is_signed_once_by_every_key() {
+    let keys = [("own.test", "r", KeyKind::Rsa2048), ("own.test", "e", KeyKind::Ed25519)];
+    with_service(ring(NoKey::SendUnsigned, &keys), async |service| {
+        let message = held(1, "A <a@Own.Test>");
+        service.sign(&message).await.unwrap();
+        let text = fields(&message);
+        assert_eq!(text.matches("DKIM-Signature:").count(), 2);
+        let (rsa, ed) = (text.find("a=rsa-sha256").unwrap(), text.find("a=ed25519").unwrap());
+        assert!(rsa < ed, "{text}");
+        service.sign(&message).await.unwrap();
+        let report = service.report();
+        assert_eq!(report.single_signatures + report.lane_signatures, 1);
+        assert_eq!((report.ed25519_signatures, report.failures), (1, 0));
+    });
+}
+
+// Many at once: every waiter gets its own signature, and the lanes or the fallback made all.
+#[test]
+fn waiting_messages_get_their_own_signatures() {
+    let keys = [("own.test", "r", KeyKind::Rsa2048)];
+    with_service(ring(NoKey::SendUnsigned, &keys), async |service| {
+        let messages: Vec<Rc<Held>> = (0..20).map(|n| Rc::new(held(n, "a@own.test"))).collect();
+        let left = Rc::new(std::cell::Cell::new(messages.len()));
+        let done = crate::engine::Signal::default();
+        for message in &messages {
+            let (service, message) = (Rc::clone(&service), Rc::clone(message));
+            let (left, done) = (Rc::clone(&left), done.clone());
+            let port = service.port.clone();
+            port.spawn(Class::Egress, async move {
+                service.sign(&message).await.unwrap();
+                left.set(left.get() - 1);
+                if left.get() == 0 {
+                    done.raise();
+                }
+            });
+        }
+        done.raised().await;
+        let mut all: Vec<String> = messages.iter().map(|message| fields(message)).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 20);
+        let report = service.report();
+        assert_eq!(report.single_signatures + report.lane_signatures, 20);
+        assert!(service.waiting.borrow().is_empty());
+    });
+}
+
+// A message read again from the spool has the signature of its first attempt; after a change of
+// keys it gets a new one.
+#[test]
+fn a_retry_reuses_the_signature_until_the_keys_change() {
+    with_service(own("old"), async |service| {
+        let first = held(7, "a@own.test");
+        service.sign(&first).await.unwrap();
+        service.keep(&first);
+        let again = held(7, "a@own.test");
+        service.sign(&again).await.unwrap();
+        assert_eq!(first.signature.get(), again.signature.get());
+        assert_eq!((service.report().ed25519_signatures, service.reused()), (1, 1));
+        let other = held(8, "a@own.test");
+        service.sign(&other).await.unwrap();
+        assert_eq!((service.report().ed25519_signatures, service.reused()), (2, 1));
+        service.rekey(own("new"));
+        let rekeyed = held(7, "a@own.test");
+        service.sign(&rekeyed).await.unwrap();
+        assert!(fields(&rekeyed).contains("s=new;"), "{}", fields(&rekeyed));
+        assert_eq!(service.reused(), 1);
+    });
+}
+
+// Mail without a key is refused at submission; where its key went away later it waits; our own
+// notifications go out unsigned.
+#[test]
+fn no_key_is_answered_by_policy() {
+    with_service(own("s1"), async |service| {
+        let admits = |from| {
+            let message = held(1, from);
+            service.admits(&message.content, &header::scan(&message.content))
+        };
+        assert!(admits("a@own.test") && admits("X <A@OWN.TEST>"));
+        assert!(!admits("a@other.test") && !admits("") && !admits("a@sub.own.test"));
+        let foreign = held(2, "a@other.test");
+        assert_eq!(service.sign(&foreign).await, Err(SignError::NoKey));
+        assert!(foreign.signature.get().is_none());
+        let mut notification = held(3, "Mail Delivery System <postmaster@mta.test>");
+        notification.envelope.sender = None;
+        service.sign(&notification).await.unwrap();
+        assert!(notification.signature.get().unwrap().is_empty());
+    });
+    with_service(ring(NoKey::SendUnsigned, &[]), async |service| {
+        let message = held(1, "a@other.test");
+        assert!(service.admits(&message.content, &header::scan(&message.content)));
+        service.sign(&message).await.unwrap();
+        assert!(message.signature.get().unwrap().is_empty());
+    });
+}
