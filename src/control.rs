@@ -32,7 +32,7 @@ use crate::admin::{
 use crate::config::{Dns, Snapshot};
 use crate::limits;
 use crate::routing::{DnsFailure, DnsResult, HostAddresses, Mx};
-use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage};
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage, answer};
 use crate::service::resolver::{Ask, MailAnswer, Question};
 use crate::spool::SpoolStatus;
 
@@ -148,7 +148,9 @@ impl Control {
     /// Ends the thread; the admin socket goes with it.
     pub fn stop(self) {
         // Either end may be gone first; both orders end the thread.
-        drop(self.stop.send(()));
+        if self.stop.send(()).is_err() {
+            tracing::debug!("the control thread had ended already");
+        }
         if self.thread.join().is_err() {
             tracing::error!("the control thread panicked");
         }
@@ -402,40 +404,45 @@ impl Desk {
         }
     }
 
-    /// A caller that went away wants no answer, so a failed send is nothing to act on.
     async fn answer(&self, call: Call) {
         match call {
             Call::Status { reply } => {
                 if let Some(shards) = self.each(OperatorRequest::Status).await {
-                    drop(reply.send(self.status(&shards)));
+                    answer(reply, self.status(&shards));
                 }
             }
             Call::Paths { reply } => {
                 if let Some(paths) = self.each(OperatorRequest::Paths).await {
-                    drop(reply.send(path_status(paths)));
+                    answer(reply, path_status(paths));
                 }
             }
             Call::Spool { reply } => {
                 if let Some(spools) = self.each(OperatorRequest::Spools).await {
-                    drop(reply.send(spools.into_iter().flatten().map(spool_status).collect()));
+                    answer(
+                        reply,
+                        spools.into_iter().flatten().map(spool_status).collect(),
+                    );
                 }
             }
             Call::Suspend { selector, reply } => {
                 if let Some(paths) = self.suspend(&selector, true).await {
-                    drop(reply.send(Changed { paths }));
+                    answer(reply, Changed { paths });
                 }
             }
             Call::Resume { selector, reply } => {
                 if let Some(paths) = self.suspend(&selector, false).await {
-                    drop(reply.send(Changed { paths }));
+                    answer(reply, Changed { paths });
                 }
             }
             Call::ProbeSpool { reply } => {
                 if let Some(alarmed) = self.each(OperatorRequest::Probe).await {
                     let shards = alarmed.into_iter().filter(|alarmed| *alarmed).count();
-                    drop(reply.send(Probed {
-                        shards: u64::try_from(shards).unwrap_or(u64::MAX),
-                    }));
+                    answer(
+                        reply,
+                        Probed {
+                            shards: u64::try_from(shards).unwrap_or(u64::MAX),
+                        },
+                    );
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::engine::{Class, NetError, Port, Signal};
 use crate::limits;
 use crate::queue::Queue;
 use crate::service::dispatch::Dispatch;
-use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage};
+use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
 use crate::service::signer::SignService;
 use crate::service::smtpd::{self, Sessions};
@@ -270,16 +270,15 @@ impl<P: Port> Office<P> {
     }
 
     fn serve(&self, request: OperatorRequest) {
-        // A caller that has gone away wants no answer: a failed send is nothing to act on.
         match request {
-            OperatorRequest::Status(reply) => drop(reply.send(self.figures())),
-            OperatorRequest::Paths(reply) => drop(reply.send(self.dispatch.path_figures())),
+            OperatorRequest::Status(reply) => answer(reply, self.figures()),
+            OperatorRequest::Paths(reply) => answer(reply, self.dispatch.path_figures()),
             OperatorRequest::Spools(reply) => {
                 let status = self
                     .spools
                     .iter()
                     .map(|(number, spool)| (*number, spool.status()));
-                drop(reply.send(status.collect()));
+                answer(reply, status.collect());
             }
             OperatorRequest::Suspend {
                 source,
@@ -290,12 +289,12 @@ impl<P: Port> Office<P> {
                 let changed = self
                     .dispatch
                     .suspend(source.as_deref(), site.as_deref(), stop);
-                drop(reply.send(changed));
+                answer(reply, changed);
             }
             OperatorRequest::Probe(reply) => {
                 let alarmed =
                     |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
-                drop(reply.send(self.spools.iter().any(|(_, spool)| alarmed(spool))));
+                answer(reply, self.spools.iter().any(|(_, spool)| alarmed(spool)));
             }
             OperatorRequest::Drain => self.drain.raise(),
         }

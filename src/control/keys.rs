@@ -23,7 +23,11 @@ pub type KeyStamps = Vec<Option<FileStamp>>;
 /// Looks at every key file of the configuration. Blocks.
 #[must_use]
 pub fn key_stamps(snapshot: &Snapshot) -> KeyStamps {
-    snapshot.dkim.iter().map(|entry| FileStamp::of(&entry.key).ok()).collect()
+    snapshot
+        .dkim
+        .iter()
+        .map(|entry| FileStamp::of(&entry.key).ok())
+        .collect()
 }
 
 /// Watches the key files of a running node.
@@ -39,7 +43,12 @@ pub(super) struct KeyWatch {
 impl KeyWatch {
     /// A watch over files that were as `seen` just before they were first read.
     pub(super) fn new(snapshot: Arc<Snapshot>, mesh: Mesh, seen: KeyStamps) -> Self {
-        Self { snapshot, mesh, seen, complaint: None }
+        Self {
+            snapshot,
+            mesh,
+            seen,
+            complaint: None,
+        }
     }
 
     /// Watches for ever; `asked` makes it read the files whether or not they seem to have changed.
@@ -51,7 +60,10 @@ impl KeyWatch {
             };
             if let Some(ring) = self.look(forced).await {
                 self.send(&ring).await;
-                tracing::info!(keys = self.snapshot.dkim.len(), "the DKIM keys were read again");
+                tracing::info!(
+                    keys = self.snapshot.dkim.len(),
+                    "the DKIM keys were read again"
+                );
             }
         }
     }
@@ -147,8 +159,15 @@ mod tests {
         let first = settings::key_ring(&snapshot).unwrap();
         let stamps = key_stamps(&snapshot);
         let mut watch = KeyWatch::new(snapshot, Arc::new([]), stamps);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let mut look = |forced| runtime.block_on(watch.look(forced)).map(|ring| public_key(&ring));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut look = |forced| {
+            runtime
+                .block_on(watch.look(forced))
+                .map(|ring| public_key(&ring))
+        };
         assert_eq!(look(false), None);
         assert_eq!(look(true), Some(public_key(&first)));
         replace(&path);
@@ -158,10 +177,12 @@ mod tests {
         std::fs::write(&path, "not a key").unwrap();
         assert_eq!(look(false), None);
         replace(&path);
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .unwrap();
         assert_eq!(look(false), None);
         // The mode is no part of the stamp: a file that was refused is tried again all the same.
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
         assert!(look(false).is_some_and(|third| third != second));
         assert_eq!(look(false), None);
     }

@@ -198,3 +198,10 @@ pub struct PathFigures {
 
 /// The way to every shard of the node, by shard number.
 pub type Mesh = Arc<[MailSender<ShardMessage>]>;
+
+/// Answers an operator's request. A caller that has gone away wants no answer.
+pub fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        tracing::debug!("an operator went away before the answer");
+    }
+}

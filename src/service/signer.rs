@@ -208,7 +208,10 @@ fn raise_alarms(before: Report, now: Report) {
         );
     }
     if due(before.failures, now.failures) {
-        tracing::error!(so_far = now.failures, "a DKIM signature could not be made; its mail waits");
+        tracing::error!(
+            so_far = now.failures,
+            "a DKIM signature could not be made; its mail waits"
+        );
     }
 }
 

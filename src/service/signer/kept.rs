@@ -53,19 +53,25 @@ impl Kept {
         }
         self.remove(message);
         while self.bytes + cost > self.bytes_max {
-            let Some((_, oldest)) = self.by_turn.first_key_value() else { break };
+            let Some((_, oldest)) = self.by_turn.first_key_value() else {
+                break;
+            };
             self.remove(*oldest);
         }
         self.turn += 1;
         self.bytes += cost;
         // A copy, because what the signer made has room to spare and would be held as a whole.
-        self.by_message.insert(message, (self.turn, Bytes::copy_from_slice(fields)));
+        self.by_message
+            .insert(message, (self.turn, Bytes::copy_from_slice(fields)));
         self.by_turn.insert(self.turn, message);
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Self { turn: self.turn, ..Self::new(self.bytes_max) };
+        *self = Self {
+            turn: self.turn,
+            ..Self::new(self.bytes_max)
+        };
     }
 
     fn remove(&mut self, message: MessageId) {
@@ -112,6 +118,9 @@ mod tests {
             assert_eq!(kept.by_turn.len(), kept.by_message.len());
         }
         kept.clear();
-        assert_eq!((kept.bytes, kept.by_turn.len(), kept.by_message.len()), (0, 0, 0));
+        assert_eq!(
+            (kept.bytes, kept.by_turn.len(), kept.by_message.len()),
+            (0, 0, 0)
+        );
     }
 }

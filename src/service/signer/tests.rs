@@ -34,8 +34,16 @@ fn own(selector: &str) -> Arc<KeyRing> {
 fn held(number: u64, from: &str) -> Held {
     let content = format!("From: {from}\r\nSubject: {number}\r\n\r\nHello\r\n");
     let sender = Some(Address::parse_path(b"a@own.test").unwrap());
-    let envelope = Envelope { sender, ..Envelope::default() };
-    Held::mapped(MessageId::new(0, number), envelope, Bytes::from(content), Wall(0))
+    let envelope = Envelope {
+        sender,
+        ..Envelope::default()
+    };
+    Held::mapped(
+        MessageId::new(0, number),
+        envelope,
+        Bytes::from(content),
+        Wall(0),
+    )
 }
 
 fn fields(held: &Held) -> String {
@@ -65,13 +73,19 @@ fn with_service<T: 'static, F: Future<Output = T> + 'static>(
 // Both algorithms sign, the sender's order kept; a second call changes nothing.
 #[test]
 fn a_message_is_signed_once_by_every_key() {
-    let keys = [("own.test", "r", KeyKind::Rsa2048), ("own.test", "e", KeyKind::Ed25519)];
+    let keys = [
+        ("own.test", "r", KeyKind::Rsa2048),
+        ("own.test", "e", KeyKind::Ed25519),
+    ];
     with_service(ring(NoKey::SendUnsigned, &keys), async |service| {
         let message = held(1, "A <a@Own.Test>");
         service.sign(&message).await.unwrap();
         let text = fields(&message);
         assert_eq!(text.matches("DKIM-Signature:").count(), 2);
-        let (rsa, ed) = (text.find("a=rsa-sha256").unwrap(), text.find("a=ed25519").unwrap());
+        let (rsa, ed) = (
+            text.find("a=rsa-sha256").unwrap(),
+            text.find("a=ed25519").unwrap(),
+        );
         assert!(rsa < ed, "{text}");
         service.sign(&message).await.unwrap();
         let report = service.report();
@@ -122,10 +136,16 @@ fn a_retry_reuses_the_signature_until_the_keys_change() {
         let again = held(7, "a@own.test");
         service.sign(&again).await.unwrap();
         assert_eq!(first.signature.get(), again.signature.get());
-        assert_eq!((service.report().ed25519_signatures, service.reused()), (1, 1));
+        assert_eq!(
+            (service.report().ed25519_signatures, service.reused()),
+            (1, 1)
+        );
         let other = held(8, "a@own.test");
         service.sign(&other).await.unwrap();
-        assert_eq!((service.report().ed25519_signatures, service.reused()), (2, 1));
+        assert_eq!(
+            (service.report().ed25519_signatures, service.reused()),
+            (2, 1)
+        );
         service.rekey(own("new"));
         let rekeyed = held(7, "a@own.test");
         service.sign(&rekeyed).await.unwrap();
