@@ -286,6 +286,10 @@ impl<T> Queue<T> {
                     attempts,
                     payload,
                 };
+                // A due date was written by a clock that may have been set back since: it never
+                // makes an entry wait longer than the schedule could have.
+                let longest = self.config.retry.delay(attempts.max(1)).saturating_mul(2);
+                let due = due.min(now.after(longest));
                 self.enqueue(path, fresh, age, due, now, actions);
             }
             Event::Connected { connection, slots } => {

@@ -26,6 +26,7 @@ use crate::engine::{NetError, Port, Signal, Stream};
 use crate::limits;
 use crate::queue::{Cause, CauseKind, ConnectionId, EntryId};
 use crate::service::dispatch::{Dispatch, Path};
+use crate::message::EnhancedStatus;
 use crate::service::held::Held;
 use crate::service::mesh::Failure;
 use crate::smtp::client::{
@@ -93,6 +94,10 @@ pub async fn connection<P: Port>(
     id: ConnectionId,
     link: Rc<Link>,
 ) {
+    if let Some((status, text)) = dispatch.dead_end(&path).await {
+        turn_back(&dispatch, id, &link, status, &text).await;
+        return;
+    }
     let mut failure = Cause::bare(CauseKind::Connection);
     let addresses = match dispatch.addresses(&path).await {
         Ok(addresses) => addresses,
@@ -121,6 +126,39 @@ pub async fn connection<P: Port>(
         }
     }
     dispatch.dial_failed(id, failure);
+}
+
+/// Takes the place of a connection where there is nowhere to connect to: every entry that the brain
+/// assigns fails for good, and its sender is told.
+async fn turn_back<P: Port>(
+    dispatch: &Dispatch<P>,
+    id: ConnectionId,
+    link: &Link,
+    status: EnhancedStatus,
+    text: &str,
+) {
+    dispatch.connected(id, 1);
+    loop {
+        while let Some(entry) = link.next() {
+            if let Some(work) = dispatch.begin(entry).await {
+                let failure = |recipient| Failure {
+                    recipient,
+                    status,
+                    text: Box::from(text),
+                    remote: None,
+                };
+                let failures = work.recipients.into_iter().map(failure).collect();
+                dispatch.settle_attempt(&work.held, Vec::new(), failures);
+                dispatch.attempted(entry, &work.held, &[], Cause::SETTLED);
+            }
+            dispatch.free(id);
+        }
+        if link.closing.get() {
+            break;
+        }
+        link.changed.raised().await;
+    }
+    dispatch.closed(id, Cause::IDLE);
 }
 
 /// One address to try for a site.

@@ -812,6 +812,22 @@ impl<P: Port> Dispatch<P> {
         }
     }
 
+    /// Why a path leads nowhere, for good. Only for a path that was opened for one domain while the
+    /// DNS did not answer: now it does, and says that the domain takes no mail (RFC 5321 5.1). A path
+    /// to real hosts may carry other domains too, and none of them fails for one.
+    pub async fn dead_end(&self, path: &Path) -> Option<(EnhancedStatus, Box<str>)> {
+        let Target::Mail(domain) = &path.target else {
+            return None;
+        };
+        if *path.site != *domain.as_str() {
+            return None;
+        }
+        match self.plan(domain).await.0 {
+            Plan::Temporary => None,
+            plan => Some((plan.failure()?, unroutable(&plan))),
+        }
+    }
+
     async fn addresses_of_domain(
         &self,
         path: &Path,

@@ -307,21 +307,22 @@ impl SimStream {
 
     /// Takes as much of `pieces` as the window has room for. True when all of it is gone.
     fn push(&self, world: &World, pieces: &mut VecDeque<Bytes>) -> bool {
+        let mut room = self.connection.window.saturating_sub(self.there().occupied.get());
+        // One gathered write, as the kernel takes it: where bytes are cut is not the pieces' business.
+        let mut gathered = Vec::new();
         while let Some(piece) = pieces.front_mut() {
-            let room = self
-                .connection
-                .window
-                .saturating_sub(self.there().occupied.get());
             let part = piece.split_to(piece.len().min(room));
-            if !part.is_empty() {
-                self.connection.carry(world, 1 - self.end, &part);
-            }
+            room -= part.len();
+            gathered.extend_from_slice(&part);
             if !piece.is_empty() {
-                return false;
+                break;
             }
             pieces.pop_front();
         }
-        true
+        if !gathered.is_empty() {
+            self.connection.carry(world, 1 - self.end, &Bytes::from(gathered));
+        }
+        pieces.is_empty()
     }
 }
 
