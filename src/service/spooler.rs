@@ -940,7 +940,13 @@ fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, Spo
 
 /// Writes a range of a file again as it is, so that what was read is on stable storage.
 async fn rewrite<P: Port>(port: &P, file: &P::File, range: Range<usize>) -> io::Result<()> {
+    if port.file_len(file)? == 0 {
+        return Ok(());
+    }
     let map = port.map(file)?;
+    // A file that a crash left when it was being made may be shorter than a header.
+    let whole = map.bytes().len() / BLOCK_BYTES * BLOCK_BYTES;
+    let range = range.start..range.end.min(whole);
     let mut at = range.start;
     while at < range.end {
         let end = range.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);

@@ -348,6 +348,8 @@ pub struct Recovery {
     unproven: Vec<Unproven>,
     /// Whole groups that nothing vouches for: log, segment, where, sequence.
     tail: Vec<(Log, u32, Range<usize>, u64)>,
+    /// Segments with a group: their headers are durable, since groups follow headers.
+    filled: BTreeSet<(Log, u32)>,
     /// The group before the next, in the segment being scanned: segment, sequence, end.
     previous: Option<(u32, u64, u32)>,
     /// Files whose length is not what their header says.
@@ -373,6 +375,7 @@ impl Recovery {
             voids: BTreeSet::new(),
             unproven: Vec::new(),
             tail: Vec::new(),
+            filled: BTreeSet::new(),
             previous: None,
             short: Vec::new(),
             last: None,
@@ -651,6 +654,7 @@ impl Recovery {
 
     fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, proven: u64) {
         let header = &found.header;
+        self.filled.insert((log, number));
         if found.whole && header.offset == found.at && header.sequence >= proven {
             let at = found.at as usize;
             let range = at..at + header.total_len as usize;
@@ -658,19 +662,25 @@ impl Recovery {
         }
     }
 
-    /// The groups of the last writes that are whole. Before the spool may be used each must be written
+    /// The groups of the last writes that are whole, and the headers of segments without any. Before the spool may be used each must be written
     /// again, as it is, where it is: after a kill what can be read need not be on stable storage yet,
     /// and a power cut could take back what this life believed in. Writing the same bytes cannot tear.
     #[must_use]
     pub fn rewrites(&mut self) -> Vec<(Log, u32, Range<usize>)> {
         let (mail, state) = (self.proven, self.state_proven);
-        let tail = std::mem::take(&mut self.tail).into_iter();
-        tail.filter(|(log, _, _, sequence)| match log {
-            Log::Message => *sequence >= mail,
-            Log::State => *sequence >= state,
-        })
-        .map(|(log, number, range, _)| (log, number, range))
-        .collect()
+        let mut out = Vec::new();
+        for log in [Log::State, Log::Message] {
+            let fresh = self.order(log).into_iter().map(|(number, _)| number);
+            let fresh = fresh.filter(|number| !self.filled.contains(&(log, *number)));
+            out.extend(fresh.map(|number| (log, number, 0..SEGMENT_HEADER_BYTES)));
+        }
+        for (log, number, range, sequence) in std::mem::take(&mut self.tail) {
+            let proven = if log == Log::State { state } else { mail };
+            if sequence >= proven {
+                out.push((log, number, range));
+            }
+        }
+        out
     }
 
     /// The contents that must be checked before the spool can be trusted: those of the last writes
