@@ -167,7 +167,9 @@ fn check_dkim(sections: &Sections, problems: &mut Problems<'_>) {
         let Some(file) = cell!(row, "key", Path) else {
             continue;
         };
-        let (other, first) = files.entry(record).or_insert((file.clone(), &row.path));
+        let (other, first) = files
+            .entry(record)
+            .or_insert_with(|| (file.clone(), &row.path));
         if *other != file {
             let message = format!(
                 "{first} has another key for {selector}._domainkey.{domain}; a record has one key"

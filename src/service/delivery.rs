@@ -24,9 +24,9 @@ use bytes::Bytes;
 
 use crate::engine::{NetError, Port, Signal, Stream};
 use crate::limits;
+use crate::message::EnhancedStatus;
 use crate::queue::{Cause, CauseKind, ConnectionId, EntryId};
 use crate::service::dispatch::{Dispatch, Path};
-use crate::message::EnhancedStatus;
 use crate::service::held::Held;
 use crate::service::mesh::Failure;
 use crate::smtp::client::{
@@ -239,14 +239,13 @@ impl<'a, P: Port> Connection<'a, P> {
     async fn greet(&mut self) -> Result<(), Cause> {
         loop {
             self.send_output().await;
-            for event in std::mem::take(&mut self.events) {
-                match event {
+            if !self.events.is_empty() {
+                // Only the first: what comes behind it is for `serve`.
+                match self.events.remove(0) {
                     ClientEvent::Ready => return Ok(()),
                     ClientEvent::Refused { reply, .. } => {
-                        return Err(Cause::new(
-                            CauseKind::Host,
-                            &self.at_host(reply.text().as_str()),
-                        ));
+                        let text = self.at_host(reply.text().as_str());
+                        return Err(Cause::new(CauseKind::Host, &text));
                     }
                     ClientEvent::Closed => {
                         let text = self.at_host("the connection ended before the greeting did");

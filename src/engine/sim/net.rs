@@ -307,7 +307,10 @@ impl SimStream {
 
     /// Takes as much of `pieces` as the window has room for. True when all of it is gone.
     fn push(&self, world: &World, pieces: &mut VecDeque<Bytes>) -> bool {
-        let mut room = self.connection.window.saturating_sub(self.there().occupied.get());
+        let mut room = self
+            .connection
+            .window
+            .saturating_sub(self.there().occupied.get());
         // One gathered write, as the kernel takes it: where bytes are cut is not the pieces' business.
         let mut gathered = Vec::new();
         while let Some(piece) = pieces.front_mut() {
@@ -320,7 +323,8 @@ impl SimStream {
             pieces.pop_front();
         }
         if !gathered.is_empty() {
-            self.connection.carry(world, 1 - self.end, &Bytes::from(gathered));
+            self.connection
+                .carry(world, 1 - self.end, &Bytes::from(gathered));
         }
         pieces.is_empty()
     }
