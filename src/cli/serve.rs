@@ -27,17 +27,14 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
         tracing::info!(%address, "listening");
     }
     announce().map_err(|error| format!("cannot write to stdout: {error}"))?;
-    loop {
-        match signals
+    let next = || {
+        signals
             .wait()
-            .map_err(|errno| format!("cannot wait for signals: {errno}"))?
-        {
-            Signal::SIGHUP => {
-                tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
-                node.reload_keys();
-            }
-            _ => break,
-        }
+            .map_err(|errno| format!("cannot wait for signals: {errno}"))
+    };
+    while next()? == Signal::SIGHUP {
+        tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
+        node.reload_keys();
     }
     // From here on a second signal has its default effect.
     signals

@@ -404,7 +404,7 @@ mod x86 {
         n: &Number<N>,
         k0: __m512i,
     ) -> [__m512i; N] {
-        const { assert!(N % 2 == 0) };
+        const { assert!(N.is_multiple_of(2)) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
         for rows in b.as_chunks::<2>().0 {
@@ -433,7 +433,7 @@ mod x86 {
     /// comes too late for the row that clears its limb.
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn square<const N: usize>(a: &Number<N>, n: &Number<N>, k0: __m512i) -> [__m512i; N] {
-        const { assert!(N % 2 == 0) };
+        const { assert!(N.is_multiple_of(2)) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
         // 2 a; the multiplier ignores what stands above bit 51, so only bits from below are added.
