@@ -1147,7 +1147,8 @@ impl<P: Port> Intake for Dispatch<P> {
 
     async fn accept(&self, id: MessageId, inbound: Box<Inbound>) -> Result<Stored, Refusal> {
         let Inbound { mut envelope, content, received_at, .. } = *inbound;
-        let content = self.check(&mut envelope, content)?;
+        let checked = self.check(&mut envelope, content);
+        let content = checked.inspect_err(|_| self.count(|counters| counters.refused += 1))?;
         let appended = self.own_spool().append(id, &envelope, &content, received_at).await;
         let stored = appended.map_err(|error| match error {
             AppendError::Full => Refusal::InsufficientStorage,
