@@ -1356,7 +1356,8 @@ impl<P: Port> Intake for Dispatch<P> {
             received_at,
             ..
         } = *inbound;
-        let content = self.check(&mut envelope, content)?;
+        let checked = self.check(&mut envelope, content);
+        let content = checked.inspect_err(|_| self.count(|counters| counters.refused += 1))?;
         let appended = self
             .own_spool()
             .append(id, &envelope, &content, received_at)
