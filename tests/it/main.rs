@@ -4,7 +4,10 @@
 //! what is awaited is awaited on a channel or a pipe, with a patience that only a hang exceeds.
 
 mod bad_input;
+mod books;
 mod commands;
 mod harness;
 mod interop;
+mod kill9;
+mod promises;
 mod samples;
