@@ -115,7 +115,11 @@ impl Control {
                 });
             })
             .map_err(|error| format!("cannot start the control thread: {error}"))?;
-        Ok(Self { thread, stop, draining })
+        Ok(Self {
+            thread,
+            stop,
+            draining,
+        })
     }
 
     /// From now on the status says that the node is draining.
@@ -163,7 +167,9 @@ fn resolver(dns: &Dns) -> Result<TokioResolver, String> {
 async fn answer_questions(resolver: TokioResolver, mesh: Mesh, mut questions: Questions) {
     let places = Arc::new(Semaphore::new(limits::QUESTIONS_AT_ONCE_MAX));
     while let Some((shard, question)) = questions.recv().await {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let (resolver, mesh) = (resolver.clone(), Arc::clone(&mesh));
         tokio::spawn(async move {
             let answer = Arc::new(look_up(&resolver, &question).await);
@@ -189,7 +195,10 @@ async fn look_up(resolver: &TokioResolver, question: &Question) -> MailAnswer {
         (Ok(records), _) => {
             let mut best: Vec<&Mx> = records.iter().collect();
             best.sort_by_key(|mx| mx.preference);
-            best.iter().take(limits::MX_MAX).map(|mx| Arc::from(&*mx.exchange)).collect()
+            best.iter()
+                .take(limits::MX_MAX)
+                .map(|mx| Arc::from(&*mx.exchange))
+                .collect()
         }
         (Err(DnsFailure::NoData), Question::Mail(name) | Question::Host(name)) => {
             vec![Arc::clone(name)]
@@ -203,7 +212,11 @@ async fn look_up(resolver: &TokioResolver, question: &Question) -> MailAnswer {
         let found = host_addresses(resolver, &host, &mut lifetime).await;
         addresses.insert(host, found);
     }
-    MailAnswer { mx, addresses, lifetime: lifetime.0 }
+    MailAnswer {
+        mx,
+        addresses,
+        lifetime: lifetime.0,
+    }
 }
 
 /// The shortest lifetime of all answers that went into one.
@@ -220,12 +233,19 @@ async fn mail_exchangers(
     domain: &str,
     lifetime: &mut Lifetime,
 ) -> DnsResult<Vec<Mx>> {
-    let records = query(resolver, domain, RecordType::MX, lifetime, |data| match data {
-        RData::MX(mx) => {
-            Some(Mx { preference: mx.preference, exchange: host_name(&mx.exchange.to_ascii()) })
-        }
-        _ => None,
-    });
+    let records = query(
+        resolver,
+        domain,
+        RecordType::MX,
+        lifetime,
+        |data| match data {
+            RData::MX(mx) => Some(Mx {
+                preference: mx.preference,
+                exchange: host_name(&mx.exchange.to_ascii()),
+            }),
+            _ => None,
+        },
+    );
     records.await
 }
 
@@ -236,14 +256,26 @@ async fn host_addresses(
     lifetime: &mut Lifetime,
 ) -> HostAddresses {
     let (mut short, mut long) = (Lifetime(lifetime.0), Lifetime(lifetime.0));
-    let v4 = query(resolver, host, RecordType::A, &mut short, |data| match data {
-        RData::A(address) => Some(address.0),
-        _ => None,
-    });
-    let v6 = query(resolver, host, RecordType::AAAA, &mut long, |data| match data {
-        RData::AAAA(address) => Some(address.0),
-        _ => None,
-    });
+    let v4 = query(
+        resolver,
+        host,
+        RecordType::A,
+        &mut short,
+        |data| match data {
+            RData::A(address) => Some(address.0),
+            _ => None,
+        },
+    );
+    let v6 = query(
+        resolver,
+        host,
+        RecordType::AAAA,
+        &mut long,
+        |data| match data {
+            RData::AAAA(address) => Some(address.0),
+            _ => None,
+        },
+    );
     let (v4, v6) = tokio::join!(v4, v6);
     lifetime.at_most(short.0);
     lifetime.at_most(long.0);
@@ -260,16 +292,29 @@ async fn query<T>(
     let absolute = format!("{name}.");
     match resolver.lookup(absolute, kind).await {
         Ok(lookup) => {
-            lifetime.at_most(lookup.valid_until().saturating_duration_since(Instant::now()));
-            let found: Vec<T> =
-                lookup.answers().iter().filter_map(|record| take(&record.data)).collect();
+            lifetime.at_most(
+                lookup
+                    .valid_until()
+                    .saturating_duration_since(Instant::now()),
+            );
+            let found: Vec<T> = lookup
+                .answers()
+                .iter()
+                .filter_map(|record| take(&record.data))
+                .collect();
             // A CNAME without the type behind it has an answer section and still no data.
-            if found.is_empty() { Err(DnsFailure::NoData) } else { Ok(found) }
+            if found.is_empty() {
+                Err(DnsFailure::NoData)
+            } else {
+                Ok(found)
+            }
         }
         Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
-            let ttl = none.negative_ttl.map_or(limits::RESOLVER_TTL_MIN, |seconds| {
-                Duration::from_secs(u64::from(seconds))
-            });
+            let ttl = none
+                .negative_ttl
+                .map_or(limits::RESOLVER_TTL_MIN, |seconds| {
+                    Duration::from_secs(u64::from(seconds))
+                });
             lifetime.at_most(ttl.min(limits::RESOLVER_NEGATIVE_TTL_MAX));
             match none.response_code {
                 ResponseCode::NXDomain => Err(DnsFailure::NoSuchDomain),
@@ -339,7 +384,9 @@ impl Desk {
             Call::ProbeSpool { reply } => {
                 if let Some(alarmed) = self.each(OperatorRequest::Probe).await {
                     let shards = alarmed.into_iter().filter(|alarmed| *alarmed).count();
-                    drop(reply.send(Probed { shards: u64::try_from(shards).unwrap_or(u64::MAX) }));
+                    drop(reply.send(Probed {
+                        shards: u64::try_from(shards).unwrap_or(u64::MAX),
+                    }));
                 }
             }
         }
@@ -363,7 +410,9 @@ impl Desk {
         let mut answers = Vec::new();
         for mailbox in self.mesh.iter() {
             let (reply, answer) = oneshot::channel();
-            mailbox.try_send(ShardMessage::Operator(request(reply))).ok()?;
+            mailbox
+                .try_send(ShardMessage::Operator(request(reply)))
+                .ok()?;
             answers.push(answer);
         }
         let mut all = Vec::new();

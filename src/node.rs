@@ -23,15 +23,15 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::config::{Shards, Snapshot};
-use crate::dkim::KeyRing;
 use crate::control::{Control, Names};
+use crate::dkim::KeyRing;
+use crate::engine::Port;
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
-use crate::engine::Port;
 use crate::limits;
-use crate::settings;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
+use crate::settings;
 use crate::shard::{BootError, Plan, Shard};
 
 /// Why a node could not start.
@@ -59,7 +59,11 @@ impl fmt::Display for NodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DataDirectory(path, action, error) => {
-                write!(f, "node.data_dir {}: cannot {action}: {error}", path.display())
+                write!(
+                    f,
+                    "node.data_dir {}: cannot {action}: {error}",
+                    path.display()
+                )
             }
             Self::Locked(path) => write!(
                 f,
@@ -137,7 +141,14 @@ impl Node {
         let control = Control::start(&snapshot, &mesh, questions).map_err(NodeError::Control)?;
         let listening = wait_until_ready(&progress, &mesh, &threads)?;
         let started = Instant::now();
-        Ok(Self { mesh, threads, listening, control, started, _lock: lock })
+        Ok(Self {
+            mesh,
+            threads,
+            listening,
+            control,
+            started,
+            _lock: lock,
+        })
     }
 }
 
@@ -165,7 +176,11 @@ impl Node {
             all &= thread.is_finished() && thread.join().is_ok();
         }
         self.control.stop();
-        tracing::info!(seconds = self.started.elapsed().as_secs(), clean = all, "ended");
+        tracing::info!(
+            seconds = self.started.elapsed().as_secs(),
+            clean = all,
+            "ended"
+        );
         all
     }
 }
@@ -176,7 +191,10 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// A mailbox that is full for a while is tried again: this one letter must arrive.
 fn send_drain(mailbox: &MailSender<ShardMessage>) {
     for _ in 0..1_000 {
-        if mailbox.try_send(ShardMessage::Operator(OperatorRequest::Drain)).is_ok() {
+        if mailbox
+            .try_send(ShardMessage::Operator(OperatorRequest::Drain))
+            .is_ok()
+        {
             return;
         }
         thread::sleep(Duration::from_millis(1));
@@ -255,13 +273,17 @@ fn exchange_mailboxes(
             Ok(Progress::Ready(number, ..)) => return Err(NodeError::ShardDied(number)),
             Err(_) => {
                 let missing = mailboxes.iter().position(Option::is_none).unwrap_or(0);
-                return Err(NodeError::ShardDied(u16::try_from(missing).unwrap_or(u16::MAX)));
+                return Err(NodeError::ShardDied(
+                    u16::try_from(missing).unwrap_or(u16::MAX),
+                ));
             }
         }
     }
     let mesh: Mesh = mailboxes.into_iter().flatten().collect();
     for (number, start) in (0..).zip(starts) {
-        start.send(Arc::clone(&mesh)).map_err(|_| NodeError::ShardDied(number))?;
+        start
+            .send(Arc::clone(&mesh))
+            .map_err(|_| NodeError::ShardDied(number))?;
     }
     Ok(mesh)
 }
@@ -289,9 +311,9 @@ fn wait_until_ready(
             Ok(Progress::Failed(error)) => break error,
             Ok(Progress::Mailbox(number, _)) => break NodeError::ShardDied(number),
             Err(_) => {
-                let dead = (0..).zip(threads).find(|(number, thread)| {
-                    thread.is_finished() && !ready.contains(number)
-                });
+                let dead = (0..)
+                    .zip(threads)
+                    .find(|(number, thread)| thread.is_finished() && !ready.contains(number));
                 if let Some((number, _)) = dead {
                     break NodeError::ShardDied(number);
                 }
@@ -359,7 +381,9 @@ fn spools_in_care(data: &Path, shards: u16) -> Result<Vec<Vec<u16>>, NodeError> 
 fn allowed_cpus() -> Vec<usize> {
     let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
     let Ok(set) = set else { return Vec::new() };
-    (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+    (0..nix::sched::CpuSet::count())
+        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+        .collect()
 }
 
 /// A seed that differs between runs; choices of order and jitter hang on it, no secret does.

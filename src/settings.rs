@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{self, Snapshot};
-use crate::limits;
 use crate::dkim::{Identity, KeyRing, NoKey, PrivateKey};
+use crate::limits;
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
 use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
 use crate::service::dispatch::{Pool, Settings, Source};
@@ -47,7 +47,9 @@ pub fn queue(snapshot: &Snapshot, shard: u16, shards: u16, seed: u64) -> QueueCo
         limits: PathLimits {
             connections_max,
             messages_per_connection_max: delivery.messages_per_connection,
-            rate: delivery.rate.and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
+            rate: delivery
+                .rate
+                .and_then(|rate| Rate::new(rate.amount, rate.period, rate.amount).ok()),
         },
         idle_max: delivery.idle_timeout,
         seed,
@@ -113,7 +115,11 @@ pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
             .iter()
             .map(|pool| Pool {
                 name: Arc::clone(&pool.name),
-                members: pool.members.iter().map(|member| (member.source, member.weight)).collect(),
+                members: pool
+                    .members
+                    .iter()
+                    .map(|member| (member.source, member.weight))
+                    .collect(),
             })
             .collect(),
         default_pool: snapshot.default_pool,
@@ -168,12 +174,16 @@ pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
     for entry in &snapshot.dkim {
         let named = |error: &dyn std::fmt::Display| {
             let (domain, selector) = (&entry.domain, &entry.selector);
-            format!("[[dkim]] {domain} ({selector}), key {}: {error}", entry.key.display())
+            format!(
+                "[[dkim]] {domain} ({selector}), key {}: {error}",
+                entry.key.display()
+            )
         };
         let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
         let identity = Identity::new(&entry.domain, &entry.selector, Arc::new(key))
             .map_err(|error| named(&error))?;
-        ring.add(&entry.domain, Arc::new(identity)).map_err(|error| named(&error))?;
+        ring.add(&entry.domain, Arc::new(identity))
+            .map_err(|error| named(&error))?;
     }
     Ok(ring)
 }
@@ -196,10 +206,15 @@ mod tests {
     fn shares_add_up() {
         for shards in 1..=16u16 {
             for total in [1, 8, 20, 50, 64, 1000, 1001] {
-                let shares: Vec<u32> = (0..shards).map(|shard| share(total, shard, shards)).collect();
+                let shares: Vec<u32> = (0..shards)
+                    .map(|shard| share(total, shard, shards))
+                    .collect();
                 assert_eq!(shares.iter().sum::<u32>(), total);
                 let (least, most) = (shares.iter().min(), shares.iter().max());
-                assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 1));
+                assert!(
+                    most.zip(least)
+                        .is_some_and(|(most, least)| most - least <= 1)
+                );
             }
         }
     }

@@ -97,8 +97,9 @@ impl<P: Port> Shard<P> {
         let (mut spools, mut cursors, mut queued) = (Vec::new(), Vec::new(), 0);
         for number in &plan.spools {
             let config = settings::spooler(&plan.snapshot, *number);
-            let (spooler, found) =
-                Spooler::open(port.clone(), config).await.map_err(BootError::Spool)?;
+            let (spooler, found) = Spooler::open(port.clone(), config)
+                .await
+                .map_err(BootError::Spool)?;
             if found.report.is_damaged() {
                 tracing::error!(spool = number, damage = ?found.report.damage, "recovery found damage");
             }
@@ -109,11 +110,17 @@ impl<P: Port> Shard<P> {
         let mut sockets = Vec::new();
         for listener in &plan.snapshot.listeners {
             let address = listener.address;
-            let socket =
-                port.listen(address).map_err(|error| BootError::Listen(address, error))?;
+            let socket = port
+                .listen(address)
+                .map_err(|error| BootError::Listen(address, error))?;
             sockets.push(socket);
         }
-        let queue = Queue::new(settings::queue(&plan.snapshot, plan.number, plan.shards, port.random()));
+        let queue = Queue::new(settings::queue(
+            &plan.snapshot,
+            plan.number,
+            plan.shards,
+            port.random(),
+        ));
         let signer = Rc::new(SignService::new(port.clone(), Arc::clone(&plan.keys)));
         port.spawn(Class::Sign, Rc::clone(&signer).run());
         let resolver = Resolver::new(port.clone(), Arc::clone(&plan.ask));
@@ -127,7 +134,16 @@ impl<P: Port> Shard<P> {
             queue,
         );
         let sessions = Rc::default();
-        Ok(Self { port, plan, dispatch, spools, cursors, sessions, sockets, queued })
+        Ok(Self {
+            port,
+            plan,
+            dispatch,
+            spools,
+            cursors,
+            sessions,
+            sockets,
+            queued,
+        })
     }
 
     /// Messages that recovery found waiting.
@@ -139,12 +155,24 @@ impl<P: Port> Shard<P> {
     /// The addresses that the listeners really have, in the order of the configuration.
     #[must_use]
     pub fn listening(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().map(|socket| self.port.listening_on(socket)).collect()
+        self.sockets
+            .iter()
+            .map(|socket| self.port.listening_on(socket))
+            .collect()
     }
 
     /// Accepts and delivers mail until an operator's `Drain`; then ends in good order.
     pub async fn run(self, letters: MailReceiver<ShardMessage>) {
-        let Self { port, plan, dispatch, spools, cursors, sessions, sockets, .. } = self;
+        let Self {
+            port,
+            plan,
+            dispatch,
+            spools,
+            cursors,
+            sessions,
+            sockets,
+            ..
+        } = self;
         for (socket, listener) in sockets.into_iter().zip(&plan.snapshot.listeners) {
             let listener = settings::listener(&plan.snapshot, listener, plan.shards);
             port.spawn(
@@ -245,15 +273,26 @@ impl<P: Port> Office<P> {
             OperatorRequest::Status(reply) => drop(reply.send(self.figures())),
             OperatorRequest::Paths(reply) => drop(reply.send(self.dispatch.path_figures())),
             OperatorRequest::Spools(reply) => {
-                let status = self.spools.iter().map(|(number, spool)| (*number, spool.status()));
+                let status = self
+                    .spools
+                    .iter()
+                    .map(|(number, spool)| (*number, spool.status()));
                 drop(reply.send(status.collect()));
             }
-            OperatorRequest::Suspend { source, site, stop, reply } => {
-                let changed = self.dispatch.suspend(source.as_deref(), site.as_deref(), stop);
+            OperatorRequest::Suspend {
+                source,
+                site,
+                stop,
+                reply,
+            } => {
+                let changed = self
+                    .dispatch
+                    .suspend(source.as_deref(), site.as_deref(), stop);
                 drop(reply.send(changed));
             }
             OperatorRequest::Probe(reply) => {
-                let alarmed = |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
+                let alarmed =
+                    |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
                 drop(reply.send(self.spools.iter().any(|(_, spool)| alarmed(spool))));
             }
             OperatorRequest::Drain => self.drain.raise(),

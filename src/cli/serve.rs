@@ -18,7 +18,9 @@ use crate::node::Node;
 pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     // Before any thread is made, so that all of them inherit the mask and only this one is told.
-    signals.thread_block().map_err(|errno| format!("cannot block signals: {errno}"))?;
+    signals
+        .thread_block()
+        .map_err(|errno| format!("cannot block signals: {errno}"))?;
     raise_limits();
     let node = Node::start(snapshot).map_err(|error| error.to_string())?;
     for address in node.listening() {
@@ -26,15 +28,22 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
     }
     announce().map_err(|error| format!("cannot write to stdout: {error}"))?;
     loop {
-        match signals.wait().map_err(|errno| format!("cannot wait for signals: {errno}"))? {
+        match signals
+            .wait()
+            .map_err(|errno| format!("cannot wait for signals: {errno}"))?
+        {
             Signal::SIGHUP => {
-                tracing::warn!("SIGHUP: the configuration is read at start only; restart to change it");
+                tracing::warn!(
+                    "SIGHUP: the configuration is read at start only; restart to change it"
+                );
             }
             _ => break,
         }
     }
     // From here on a second signal has its default effect.
-    signals.thread_unblock().map_err(|errno| format!("cannot unblock signals: {errno}"))?;
+    signals
+        .thread_unblock()
+        .map_err(|errno| format!("cannot unblock signals: {errno}"))?;
     if node.stop() {
         Ok(())
     } else {
@@ -53,8 +62,13 @@ fn announce() -> std::io::Result<()> {
 /// engine says what it lacks.
 fn raise_limits() {
     for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
-        let raised = getrlimit(resource)
-            .and_then(|(soft, hard)| if soft < hard { setrlimit(resource, hard, hard) } else { Ok(()) });
+        let raised = getrlimit(resource).and_then(|(soft, hard)| {
+            if soft < hard {
+                setrlimit(resource, hard, hard)
+            } else {
+                Ok(())
+            }
+        });
         if let Err(errno) = raised {
             tracing::warn!(?resource, %errno, "cannot raise a limit");
         }

@@ -203,7 +203,8 @@ impl RouteTable {
     /// The first route for this domain; `None` for the way of the MX records.
     #[must_use]
     pub fn lookup(&self, domain: &Domain) -> Option<&Route> {
-        self.position(domain).and_then(|index| self.routes.get(index))
+        self.position(domain)
+            .and_then(|index| self.routes.get(index))
     }
 
     /// The position of the first route for this domain.

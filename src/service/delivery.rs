@@ -138,7 +138,10 @@ async fn open<P: Port>(
     host: &HostAddress,
 ) -> Result<P::Stream, NetError> {
     let deadline = dispatch.port.now().after(dispatch.settings.connect_timeout);
-    dispatch.port.connect(path.source.address, host.address, deadline).await
+    dispatch
+        .port
+        .connect(path.source.address, host.address, deadline)
+        .await
 }
 
 struct Connection<'a, P: Port> {
@@ -176,7 +179,17 @@ impl<'a, P: Port> Connection<'a, P> {
         };
         let client = Client::new(config);
         let (in_hand, events, pieces) = (Vec::new(), Vec::new(), Vec::new());
-        Self { dispatch, id, link, host, stream, client, in_hand, events, pieces }
+        Self {
+            dispatch,
+            id,
+            link,
+            host,
+            stream,
+            client,
+            in_hand,
+            events,
+            pieces,
+        }
     }
 
     /// How many transactions the connection takes at once.
@@ -192,7 +205,10 @@ impl<'a, P: Port> Connection<'a, P> {
                 match event {
                     ClientEvent::Ready => return Ok(()),
                     ClientEvent::Refused { reply, .. } => {
-                        return Err(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
+                        return Err(Cause::new(
+                            CauseKind::Host,
+                            &self.at_host(reply.text().as_str()),
+                        ));
                     }
                     ClientEvent::Closed => {
                         let text = self.at_host("the connection ended before the greeting did");
@@ -225,7 +241,10 @@ impl<'a, P: Port> Connection<'a, P> {
                 match event {
                     ClientEvent::Done { token, outcomes } => self.done(token, outcomes),
                     ClientEvent::Refused { reply, .. } => {
-                        ended = Some(Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str())));
+                        ended = Some(Cause::new(
+                            CauseKind::Host,
+                            &self.at_host(reply.text().as_str()),
+                        ));
                     }
                     ClientEvent::Closed => {
                         ended.get_or_insert(Cause::IDLE);
@@ -269,12 +288,14 @@ impl<'a, P: Port> Connection<'a, P> {
             if assignments && self.link.changed.poll_raised(context).is_ready() {
                 return Poll::Ready(Woken::Assigned);
             }
-            self.stream.poll_recv(context, deadline).map(|result| match result {
-                Ok(chunk) if chunk.is_empty() => Woken::Lost(Disconnect::Eof),
-                Ok(chunk) => Woken::Input(chunk),
-                Err(NetError::TimedOut) => Woken::Deadline,
-                Err(_) => Woken::Lost(Disconnect::Reset),
-            })
+            self.stream
+                .poll_recv(context, deadline)
+                .map(|result| match result {
+                    Ok(chunk) if chunk.is_empty() => Woken::Lost(Disconnect::Eof),
+                    Ok(chunk) => Woken::Input(chunk),
+                    Err(NetError::TimedOut) => Woken::Deadline,
+                    Err(_) => Woken::Lost(Disconnect::Reset),
+                })
         })
         .await
     }
@@ -291,11 +312,15 @@ impl<'a, P: Port> Connection<'a, P> {
 
     async fn send_output(&mut self) {
         // The machine yields a long message in portions of what one gathered write takes.
-        while self.client.poll_output(self.dispatch.port.now(), &mut self.pieces) {
+        while self
+            .client
+            .poll_output(self.dispatch.port.now(), &mut self.pieces)
+        {
             let pieces = std::mem::take(&mut self.pieces);
             let deadline = self.dispatch.port.now().after(limits::SEND_TIMEOUT);
             if self.stream.send(pieces, deadline).await.is_err() {
-                self.client.disconnected(Disconnect::Reset, &mut self.events);
+                self.client
+                    .disconnected(Disconnect::Reset, &mut self.events);
                 return;
             }
         }
@@ -314,7 +339,9 @@ impl<'a, P: Port> Connection<'a, P> {
                 }
                 continue;
             }
-            let Some(entry) = self.link.next() else { return };
+            let Some(entry) = self.link.next() else {
+                return;
+            };
             let Some(work) = self.dispatch.begin(entry).await else {
                 // The message is gone or unreadable; the dispatcher has told the brain.
                 self.dispatch.free(self.id);
@@ -335,7 +362,10 @@ impl<'a, P: Port> Connection<'a, P> {
 
     /// One transaction has ended: settle what can be settled, go on with the rest of the entry.
     fn done(&mut self, token: u64, outcomes: Vec<Outcome>) {
-        let position = self.in_hand.iter().position(|hand| hand.entry.to_bits() == token);
+        let position = self
+            .in_hand
+            .iter()
+            .position(|hand| hand.entry.to_bits() == token);
         let Some(position) = position else {
             unreachable!("the machine ended a transaction that it was not given")
         };
@@ -356,7 +386,8 @@ impl<'a, P: Port> Connection<'a, P> {
             hand.untried.push_front(recipient);
         }
         let held = Arc::clone(&hand.held);
-        self.dispatch.settle_attempt(&held, attempt.delivered, attempt.failed);
+        self.dispatch
+            .settle_attempt(&held, attempt.delivered, attempt.failed);
         let lost = !self.client.can_send() && self.client.is_spent();
         if hand.untried.is_empty() || lost {
             self.end_entry(position);
@@ -371,19 +402,33 @@ impl<'a, P: Port> Connection<'a, P> {
             hand.cause = Cause::bare(CauseKind::NotTried);
         }
         hand.put_off.extend(hand.untried);
-        self.dispatch.attempted(hand.entry, &hand.put_off, hand.cause);
+        self.dispatch
+            .attempted(hand.entry, &hand.put_off, hand.cause);
         self.dispatch.free(self.id);
     }
 
     /// Returns everything that was not sent to the brain, after the connection's end.
     fn give_back(&mut self, cause: &Cause) {
         while !self.in_hand.is_empty() {
-            assert!(self.in_hand[0].trying.is_empty(), "a transaction outlived its connection");
+            assert!(
+                self.in_hand[0].trying.is_empty(),
+                "a transaction outlived its connection"
+            );
             self.end_entry(0);
         }
         while let Some(entry) = self.link.next() {
-            let kind = if cause.kind == CauseKind::Host { CauseKind::Host } else { CauseKind::NotTried };
-            self.dispatch.not_tried(entry, Cause { kind, text: cause.text.clone() });
+            let kind = if cause.kind == CauseKind::Host {
+                CauseKind::Host
+            } else {
+                CauseKind::NotTried
+            };
+            self.dispatch.not_tried(
+                entry,
+                Cause {
+                    kind,
+                    text: cause.text.clone(),
+                },
+            );
             self.dispatch.free(self.id);
         }
     }
@@ -409,7 +454,10 @@ impl Attempt {
                 text: Box::from(text.as_str()),
                 remote: Some(Box::from(&*host.name)),
             }),
-            Outcome::Deferred { cause: client::Cause::NextBatch, .. } => {
+            Outcome::Deferred {
+                cause: client::Cause::NextBatch,
+                ..
+            } => {
                 self.next_batch.push(recipient);
             }
             Outcome::Deferred { cause, text, .. } => {
@@ -436,7 +484,10 @@ fn next_transaction(hand: &mut InHand, recipients_max: u32) -> Transaction {
     let most = usize::try_from(recipients_max).unwrap_or(usize::MAX).max(1);
     let count = hand.untried.len().min(most);
     hand.trying = hand.untried.drain(..count).collect();
-    assert!(!hand.trying.is_empty(), "an entry without recipients was assigned");
+    assert!(
+        !hand.trying.is_empty(),
+        "an entry without recipients was assigned"
+    );
     transaction(hand.entry.to_bits(), &hand.held, &hand.trying)
 }
 
@@ -444,7 +495,9 @@ fn next_transaction(hand: &mut InHand, recipients_max: u32) -> Transaction {
 fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
     let envelope = &held.envelope;
     let chosen = || {
-        recipients.iter().filter_map(|index| envelope.recipients.get(*index as usize))
+        recipients
+            .iter()
+            .filter_map(|index| envelope.recipients.get(*index as usize))
     };
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let wants_dsn = envelope.ret.is_some()
@@ -455,7 +508,10 @@ fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
             ret: envelope.ret,
             envid: envelope.envid.as_deref().map(text),
             recipients: chosen()
-                .map(|to| RecipientDsn { notify: to.notify, orcpt: to.orcpt.as_deref().map(text) })
+                .map(|to| RecipientDsn {
+                    notify: to.notify,
+                    orcpt: to.orcpt.as_deref().map(text),
+                })
                 .collect(),
         })
     });
@@ -464,9 +520,15 @@ fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
     content.push(held.content.clone());
     Transaction {
         token,
-        sender: envelope.sender.as_ref().map_or_else(Bytes::new, |sender| text(sender.as_str())),
+        sender: envelope
+            .sender
+            .as_ref()
+            .map_or_else(Bytes::new, |sender| text(sender.as_str())),
         recipients: chosen().map(|to| text(to.address.as_str())).collect(),
-        size: content.iter().map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX)).sum(),
+        size: content
+            .iter()
+            .map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX))
+            .sum(),
         content,
         smtputf8: envelope.smtputf8,
         eight_bit: held.eight_bit,

@@ -37,9 +37,7 @@ use crate::service::spooler::{Loaded, Spooler};
 use crate::smtp::client::ClientConfig;
 use crate::smtp::reply::Reply;
 use crate::smtp::server::{Inbound, Refusal};
-use crate::spool::{
-    AppendError, PendingRecipient, ReadError, Settlement, SettlementKind, Stored,
-};
+use crate::spool::{AppendError, PendingRecipient, ReadError, Settlement, SettlementKind, Stored};
 use crate::time::{Mono, Wall};
 
 /// A source address with its name, as delivery needs it.
@@ -246,9 +244,8 @@ impl<P: Port> Dispatch<P> {
             SettlementKind::Delivered => counters.delivered += 1,
             SettlementKind::Failed => counters.failed += 1,
             SettlementKind::Expired => counters.expired += 1,
-            SettlementKind::Dropped
-            | SettlementKind::Damaged
-            | SettlementKind::Deferred { .. } => {}
+            SettlementKind::Dropped | SettlementKind::Damaged | SettlementKind::Deferred { .. } => {
+            }
         });
     }
 
@@ -276,7 +273,10 @@ impl<P: Port> Dispatch<P> {
 
     /// The spool with this number, if it is in this shard's care.
     fn spool(&self, number: u16) -> Option<&Spooler<P>> {
-        self.spools.iter().find(|(own, _)| *own == number).map(|(_, spool)| spool)
+        self.spools
+            .iter()
+            .find(|(own, _)| *own == number)
+            .map(|(_, spool)| spool)
     }
 
     /// The shard that cares for the spool of this message. A spool without a shard of its number
@@ -292,7 +292,11 @@ impl<P: Port> Dispatch<P> {
         let envelope = &held.envelope;
         let keep = shared.then(|| Arc::clone(held));
         let source = self.choose_source(envelope);
-        let whole = |index: u32| PendingRecipient { index, attempts: 0, next: Wall(0) };
+        let whole = |index: u32| PendingRecipient {
+            index,
+            attempts: 0,
+            next: Wall(0),
+        };
         let load = |recipients, pending: PendingRecipient| Load {
             id: held.id,
             recipients,
@@ -303,27 +307,43 @@ impl<P: Port> Dispatch<P> {
             held: keep.clone(),
         };
         if let ([recipient], None) = (envelope.recipients.as_slice(), only) {
-            self.place(recipient.address.domain(), load(Recipients::one(0), whole(0)));
+            self.place(
+                recipient.address.domain(),
+                load(Recipients::one(0), whole(0)),
+            );
             return;
         }
         // Recipients of one domain in one state travel together.
         let mut groups: HashMap<(&Domain, u16, Wall), Vec<u32>> = HashMap::new();
         let mut group = |pending: PendingRecipient| {
-            let Some(recipient) = envelope.recipients.get(pending.index as usize) else { return };
+            let Some(recipient) = envelope.recipients.get(pending.index as usize) else {
+                return;
+            };
             let key = (recipient.address.domain(), pending.attempts, pending.next);
             groups.entry(key).or_default().push(pending.index);
         };
         match only {
             Some(pending) => pending.iter().copied().for_each(&mut group),
-            None => (0..).take(envelope.recipients.len()).map(whole).for_each(&mut group),
+            None => (0..)
+                .take(envelope.recipients.len())
+                .map(whole)
+                .for_each(&mut group),
         }
         // In the order of the envelope: that of a hash table would differ from run to run.
         let mut groups: Vec<_> = groups.into_iter().collect();
-        groups.iter_mut().for_each(|(_, indexes)| indexes.sort_unstable());
+        groups
+            .iter_mut()
+            .for_each(|(_, indexes)| indexes.sort_unstable());
         groups.sort_unstable_by_key(|(_, indexes)| indexes.first().copied());
         for ((domain, attempts, next), indexes) in groups {
-            let Some(recipients) = Recipients::many(&indexes) else { continue };
-            let pending = PendingRecipient { index: 0, attempts, next };
+            let Some(recipients) = Recipients::many(&indexes) else {
+                continue;
+            };
+            let pending = PendingRecipient {
+                index: 0,
+                attempts,
+                next,
+            };
             self.place(domain, load(recipients, pending));
         }
     }
@@ -342,7 +362,11 @@ impl<P: Port> Dispatch<P> {
 
     /// The source that a message leaves from: named, or drawn from its pool by weight.
     fn choose_source(&self, envelope: &Envelope) -> u16 {
-        if let Some(number) = envelope.source.as_deref().and_then(|name| self.source_number(name)) {
+        if let Some(number) = envelope
+            .source
+            .as_deref()
+            .and_then(|name| self.source_number(name))
+        {
             return number;
         }
         let named = envelope.pool.as_deref().and_then(|name| self.pool(name));
@@ -350,7 +374,11 @@ impl<P: Port> Dispatch<P> {
         if let [(only, _)] = pool.members.as_slice() {
             return *only;
         }
-        let total: u64 = pool.members.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let total: u64 = pool
+            .members
+            .iter()
+            .map(|(_, weight)| u64::from(*weight))
+            .sum();
         let mut draw = self.port.random() % total.max(1);
         for (source, weight) in &pool.members {
             let weight = u64::from(*weight);
@@ -434,11 +462,20 @@ impl<P: Port> Dispatch<P> {
         let mut random = || self.port.random();
         if domain.is_literal() {
             let nothing = Ok(Vec::new());
-            return (routing::plan(domain, nothing, &self.settings.own, &mut random), None);
+            return (
+                routing::plan(domain, nothing, &self.settings.own, &mut random),
+                None,
+            );
         }
-        let known = self.resolver.look_up(Question::Mail(Arc::from(domain.as_str()))).await;
+        let known = self
+            .resolver
+            .look_up(Question::Mail(Arc::from(domain.as_str())))
+            .await;
         let mx = known.answer.mx.clone();
-        (routing::plan(domain, mx, &self.settings.own, &mut random), Some(known))
+        (
+            routing::plan(domain, mx, &self.settings.own, &mut random),
+            Some(known),
+        )
     }
 
     fn send_along(&self, way: &Way, load: Load) {
@@ -470,7 +507,12 @@ impl<P: Port> Dispatch<P> {
                     remote: None,
                 };
                 let failures = load.recipients.as_slice().iter().map(failure).collect();
-                self.start_bounce(Bounce { id: load.id, failures, expired: false, held: load.held });
+                self.start_bounce(Bounce {
+                    id: load.id,
+                    failures,
+                    expired: false,
+                    held: load.held,
+                });
             }
         }
     }
@@ -483,7 +525,9 @@ impl<P: Port> Dispatch<P> {
         }
         let base = fnv(fnv(FNV_BASIS, &source.to_le_bytes()), site.as_bytes());
         let weight = |shard: u16| mix(base ^ mix(u64::from(shard) + 1));
-        (0..self.settings.shards).max_by_key(|shard| weight(*shard)).unwrap_or(0)
+        (0..self.settings.shards)
+            .max_by_key(|shard| weight(*shard))
+            .unwrap_or(0)
     }
 
     // ---- between shards ----
@@ -501,15 +545,22 @@ impl<P: Port> Dispatch<P> {
             overflow.entry(shard).or_default().push_back(letter);
             drop(overflow);
             let me = self.rc();
-            self.port.spawn(Class::Control, async move { me.flush_overflow(shard).await });
+            self.port.spawn(
+                Class::Control,
+                async move { me.flush_overflow(shard).await },
+            );
         }
     }
 
     async fn flush_overflow(&self, shard: u16) {
         loop {
-            self.port.sleep_until(self.port.now().after(OVERFLOW_PAUSE)).await;
+            self.port
+                .sleep_until(self.port.now().after(OVERFLOW_PAUSE))
+                .await;
             let mut overflow = self.overflow.borrow_mut();
-            let Some(waiting) = overflow.get_mut(&shard) else { return };
+            let Some(waiting) = overflow.get_mut(&shard) else {
+                return;
+            };
             while let Some(letter) = waiting.pop_front() {
                 if let Err(letter) = self.mesh[usize::from(shard)].try_send(letter) {
                     waiting.push_front(letter);
@@ -536,7 +587,9 @@ impl<P: Port> Dispatch<P> {
                     loan.answered.raise();
                 }
             }
-            ShardMessage::Resolved { question, answer } => self.resolver.answered(&question, &answer),
+            ShardMessage::Resolved { question, answer } => {
+                self.resolver.answered(&question, &answer)
+            }
             ShardMessage::Operator(_) => unreachable!("the shard answers its operator itself"),
         }
     }
@@ -550,11 +603,18 @@ impl<P: Port> Dispatch<P> {
     }
 
     async fn read(&self, id: MessageId) -> Result<Arc<Held>, LendError> {
-        let Some(spool) = self.spool(id.shard()) else { return Err(LendError::Gone) };
+        let Some(spool) = self.spool(id.shard()) else {
+            return Err(LendError::Gone);
+        };
         match spool.read(id).await {
             Ok(stored) => {
                 let (envelope, content) = (stored.envelope, stored.content);
-                Ok(Arc::new(Held::mapped(id, envelope, content, stored.received_at)))
+                Ok(Arc::new(Held::mapped(
+                    id,
+                    envelope,
+                    content,
+                    stored.received_at,
+                )))
             }
             Err(ReadError::Damaged) => Err(LendError::Damaged),
             Err(ReadError::Gone) => Err(LendError::Gone),
@@ -610,7 +670,11 @@ impl<P: Port> Dispatch<P> {
         }
         // Another domain of the same site: its mail exchangers are the same, any of them will do.
         let source = self.settings.sources[usize::from(source)].clone();
-        let path = Path { source, site: Arc::clone(site), target: target.clone() };
+        let path = Path {
+            source,
+            site: Arc::clone(site),
+            target: target.clone(),
+        };
         paths.insert(id, Rc::new(path));
         id
     }
@@ -618,7 +682,9 @@ impl<P: Port> Dispatch<P> {
     /// Tells the brain and does what it answers.
     fn apply(&self, event: Event<Option<Arc<Held>>>) {
         let mut actions = self.actions.take();
-        self.brain.borrow_mut().apply(event, self.port.now(), &mut actions);
+        self.brain
+            .borrow_mut()
+            .apply(event, self.port.now(), &mut actions);
         for action in actions.drain(..) {
             self.perform(action);
         }
@@ -641,7 +707,11 @@ impl<P: Port> Dispatch<P> {
                     link.close();
                 }
             }
-            Action::Deferred { entry, attempts, next } => self.journal(entry, attempts, next),
+            Action::Deferred {
+                entry,
+                attempts,
+                next,
+            } => self.journal(entry, attempts, next),
             Action::Expired { entry } => self.expire(entry),
             Action::WakeAt(at) => {
                 self.wake_at.set(at);
@@ -691,8 +761,14 @@ impl<P: Port> Dispatch<P> {
         match &path.target {
             Target::Route(route) => {
                 let route = usize::try_from(*route).unwrap_or(usize::MAX);
-                let via = self.settings.routes.routes().get(route).map(|route| route.via.clone());
-                self.addresses_of_route(path, &via.unwrap_or_default()).await
+                let via = self
+                    .settings
+                    .routes
+                    .routes()
+                    .get(route)
+                    .map(|route| route.via.clone());
+                self.addresses_of_route(path, &via.unwrap_or_default())
+                    .await
             }
             Target::Mail(domain) => self.addresses_of_domain(path, domain).await,
         }
@@ -713,8 +789,14 @@ impl<P: Port> Dispatch<P> {
                     found.push(HostAddress { name, address });
                 }
                 RouteHost::Name(name) => {
-                    let known = self.resolver.look_up(Question::Host(Arc::clone(name))).await;
-                    let host = Host { name: Arc::clone(name), preference: 0 };
+                    let known = self
+                        .resolver
+                        .look_up(Question::Host(Arc::clone(name)))
+                        .await;
+                    let host = Host {
+                        name: Arc::clone(name),
+                        preference: 0,
+                    };
                     match self.targets(path, std::slice::from_ref(&host), &known, port) {
                         Ok(addresses) => found.extend(addresses),
                         Err(cause) => failure = cause,
@@ -722,7 +804,11 @@ impl<P: Port> Dispatch<P> {
                 }
             }
         }
-        if found.is_empty() { Err(failure) } else { Ok(found) }
+        if found.is_empty() {
+            Err(failure)
+        } else {
+            Ok(found)
+        }
     }
 
     async fn addresses_of_domain(
@@ -732,7 +818,10 @@ impl<P: Port> Dispatch<P> {
     ) -> Result<Vec<HostAddress>, Cause> {
         let (plan, known) = self.plan(domain).await;
         if let Plan::Literal(ip) = plan {
-            let (name, address) = (Arc::from(ip.to_string()), (ip, self.settings.mail_port).into());
+            let (name, address) = (
+                Arc::from(ip.to_string()),
+                (ip, self.settings.mail_port).into(),
+            );
             return Ok(vec![HostAddress { name, address }]);
         }
         match (plan.failure(), known) {
@@ -742,7 +831,10 @@ impl<P: Port> Dispatch<P> {
             _ => {
                 // The DNS has changed its mind since the domain was routed: ask anew next time.
                 self.forget_way(domain);
-                Err(Cause { kind: CauseKind::Local, text: Some(unroutable(&plan)) })
+                Err(Cause {
+                    kind: CauseKind::Local,
+                    text: Some(unroutable(&plan)),
+                })
             }
         }
     }
@@ -766,19 +858,22 @@ impl<P: Port> Dispatch<P> {
                 };
                 Ok(targets.into_iter().map(address).collect())
             }
-            AddressPlan::Temporary => {
-                Err(Cause::new(CauseKind::Local, "4.4.3 the DNS does not answer for the site's hosts"))
-            }
-            AddressPlan::NotUsable => {
-                Err(Cause::new(CauseKind::Local, "5.4.4 no host of the site has an address"))
-            }
+            AddressPlan::Temporary => Err(Cause::new(
+                CauseKind::Local,
+                "4.4.3 the DNS does not answer for the site's hosts",
+            )),
+            AddressPlan::NotUsable => Err(Cause::new(
+                CauseKind::Local,
+                "5.4.4 no host of the site has an address",
+            )),
             AddressPlan::WrongFamily => Err(Cause::new(
                 CauseKind::Local,
                 "5.4.4 no host of the site has an address of the source's family",
             )),
-            AddressPlan::Loop => {
-                Err(Cause::new(CauseKind::Local, "5.4.6 the site's hosts are this host"))
-            }
+            AddressPlan::Loop => Err(Cause::new(
+                CauseKind::Local,
+                "5.4.6 the site's hosts are this host",
+            )),
         }
     }
 
@@ -837,7 +932,11 @@ impl<P: Port> Dispatch<P> {
             }
             Err(LendError::Gone | LendError::Damaged) => {
                 // Damage is reported and quarantined by the spool; there is nothing to send here.
-                self.apply(Event::Outcome { entry, deferred: None, cause: Cause::SETTLED });
+                self.apply(Event::Outcome {
+                    entry,
+                    deferred: None,
+                    cause: Cause::SETTLED,
+                });
                 None
             }
         }
@@ -847,12 +946,21 @@ impl<P: Port> Dispatch<P> {
     pub fn settle_attempt(&self, held: &Arc<Held>, delivered: Vec<u32>, failed: Vec<Failure>) {
         for recipient in delivered {
             let kind = SettlementKind::Delivered;
-            self.settle(Settlement { id: held.id, recipient, kind });
+            self.settle(Settlement {
+                id: held.id,
+                recipient,
+                kind,
+            });
         }
         if !failed.is_empty() {
             let held = Some(Arc::clone(held));
             let id = held.as_ref().map_or(MessageId(0), |held| held.id);
-            self.bounce(Bounce { id, failures: failed, expired: false, held });
+            self.bounce(Bounce {
+                id,
+                failures: failed,
+                expired: false,
+                held,
+            });
         }
     }
 
@@ -865,24 +973,42 @@ impl<P: Port> Dispatch<P> {
             (Some(_), CauseKind::NotTried) => {}
             (Some(_), _) => self.count(|c| c.deferred += 1),
         }
-        self.apply(Event::Outcome { entry, deferred, cause });
+        self.apply(Event::Outcome {
+            entry,
+            deferred,
+            cause,
+        });
     }
 
     /// An entry goes back as it was.
     pub fn not_tried(&self, entry: EntryId, cause: Cause) {
-        let recipients = self.brain.borrow().get(entry).map(|e| e.recipients().clone());
+        let recipients = self
+            .brain
+            .borrow()
+            .get(entry)
+            .map(|e| e.recipients().clone());
         if let Some(recipients) = recipients {
-            self.apply(Event::Outcome { entry, deferred: Some(recipients), cause });
+            self.apply(Event::Outcome {
+                entry,
+                deferred: Some(recipients),
+                cause,
+            });
         }
     }
 
     /// Journals when a deferred entry is due, so that a restart keeps the schedule.
     fn journal(&self, entry: EntryId, attempts: u16, next: Mono) {
         let next = self.port.wall().after(next.since(self.port.now()));
-        let Some((id, recipients)) = self.who(entry) else { return };
+        let Some((id, recipients)) = self.who(entry) else {
+            return;
+        };
         for recipient in recipients.as_slice() {
             let kind = SettlementKind::Deferred { attempts, next };
-            self.settle(Settlement { id, recipient: *recipient, kind });
+            self.settle(Settlement {
+                id,
+                recipient: *recipient,
+                kind,
+            });
         }
     }
 
@@ -894,7 +1020,9 @@ impl<P: Port> Dispatch<P> {
 
     /// An entry grew too old: its recipients fail with 4.4.7, and the sender is told.
     fn expire(&self, entry: EntryId) {
-        let Some((id, recipients)) = self.who(entry) else { return };
+        let Some((id, recipients)) = self.who(entry) else {
+            return;
+        };
         let failure = |recipient: &u32| Failure {
             recipient: *recipient,
             status: EnhancedStatus::EXPIRED,
@@ -902,11 +1030,20 @@ impl<P: Port> Dispatch<P> {
             remote: None,
         };
         let failures = recipients.as_slice().iter().map(failure).collect();
-        self.bounce(Bounce { id, failures, expired: true, held: None });
+        self.bounce(Bounce {
+            id,
+            failures,
+            expired: true,
+            held: None,
+        });
         // Reported by a task: the brain is being asked for actions right now.
         let me = self.rc();
         self.port.spawn(Class::Egress, async move {
-            me.apply(Event::Outcome { entry, deferred: None, cause: Cause::SETTLED });
+            me.apply(Event::Outcome {
+                entry,
+                deferred: None,
+                cause: Cause::SETTLED,
+            });
         });
     }
 
@@ -938,7 +1075,8 @@ impl<P: Port> Dispatch<P> {
 
     fn start_bounce(&self, bounce: Bounce) {
         let me = self.rc();
-        self.port.spawn(Class::Spool, async move { me.carry_bounce(bounce).await });
+        self.port
+            .spawn(Class::Spool, async move { me.carry_bounce(bounce).await });
     }
 
     /// Tells the sender, durably, and only then settles the failed recipients: a crash in between
@@ -962,9 +1100,17 @@ impl<P: Port> Dispatch<P> {
         {
             self.store_notification(envelope, content).await;
         }
-        let kind = if bounce.expired { SettlementKind::Expired } else { SettlementKind::Failed };
+        let kind = if bounce.expired {
+            SettlementKind::Expired
+        } else {
+            SettlementKind::Failed
+        };
         for failure in &bounce.failures {
-            self.settle_here(Settlement { id: bounce.id, recipient: failure.recipient, kind });
+            self.settle_here(Settlement {
+                id: bounce.id,
+                recipient: failure.recipient,
+                kind,
+            });
         }
     }
 
@@ -993,7 +1139,11 @@ impl<P: Port> Dispatch<P> {
             now: self.port.wall(),
             id: held.id,
             content: &held.content,
-            kind: if bounce.expired { dsn::Kind::Expired } else { dsn::Kind::Failed },
+            kind: if bounce.expired {
+                dsn::Kind::Expired
+            } else {
+                dsn::Kind::Failed
+            },
             seed: self.port.random(),
         })
     }
@@ -1037,9 +1187,15 @@ impl<P: Port> Dispatch<P> {
         {
             envelope.source = envelope.pool.take();
         }
-        let unknown = envelope.pool.as_deref().filter(|name| self.pool(name).is_none());
+        let unknown = envelope
+            .pool
+            .as_deref()
+            .filter(|name| self.pool(name).is_none());
         let unknown = unknown.or_else(|| {
-            envelope.source.as_deref().filter(|name| self.source_number(name).is_none())
+            envelope
+                .source
+                .as_deref()
+                .filter(|name| self.source_number(name).is_none())
         });
         match unknown {
             None => Ok(checked.content),
@@ -1052,7 +1208,11 @@ impl<P: Port> Dispatch<P> {
     }
 
     fn source_number(&self, name: &str) -> Option<u16> {
-        let position = self.settings.sources.iter().position(|source| *source.name == *name);
+        let position = self
+            .settings
+            .sources
+            .iter()
+            .position(|source| *source.name == *name);
         position.and_then(|position| u16::try_from(position).ok())
     }
 
@@ -1068,12 +1228,19 @@ impl<P: Port> Dispatch<P> {
 
     /// Connections with a transaction under way.
     pub fn in_hand(&self) -> usize {
-        self.links.borrow().values().filter(|link| link.is_busy()).count()
+        self.links
+            .borrow()
+            .values()
+            .filter(|link| link.is_busy())
+            .count()
     }
 
     /// The outbound half of the shard's figures.
     pub fn figures(&self) -> Figures {
-        let mut figures = Figures { counters: self.counters.get(), ..Figures::default() };
+        let mut figures = Figures {
+            counters: self.counters.get(),
+            ..Figures::default()
+        };
         for path in self.brain.borrow().paths() {
             figures.connections += u64::from(path.connections);
             figures.ready += u64::from(path.ready);
@@ -1087,7 +1254,9 @@ impl<P: Port> Dispatch<P> {
     pub fn path_figures(&self) -> Vec<PathFigures> {
         let brain = self.brain.borrow();
         let figures = |path: PathReport<'_>| PathFigures {
-            source: self.settings.sources[usize::from(path.source)].name.to_string(),
+            source: self.settings.sources[usize::from(path.source)]
+                .name
+                .to_string(),
             site: path.site.to_string(),
             ready: u64::from(path.ready),
             deferred: u64::from(path.deferred),
@@ -1112,7 +1281,11 @@ impl<P: Port> Dispatch<P> {
         };
         for path in &chosen {
             let path = *path;
-            self.apply(if stop { Event::Suspend { path } } else { Event::Resume { path } });
+            self.apply(if stop {
+                Event::Suspend { path }
+            } else {
+                Event::Resume { path }
+            });
         }
         u64::try_from(chosen.len()).unwrap_or(u64::MAX)
     }
@@ -1145,9 +1318,17 @@ impl<P: Port> Intake for Dispatch<P> {
     }
 
     async fn accept(&self, id: MessageId, inbound: Box<Inbound>) -> Result<Stored, Refusal> {
-        let Inbound { mut envelope, content, received_at, .. } = *inbound;
+        let Inbound {
+            mut envelope,
+            content,
+            received_at,
+            ..
+        } = *inbound;
         let content = self.check(&mut envelope, content)?;
-        let appended = self.own_spool().append(id, &envelope, &content, received_at).await;
+        let appended = self
+            .own_spool()
+            .append(id, &envelope, &content, received_at)
+            .await;
         let stored = appended.map_err(|error| match error {
             AppendError::Full => Refusal::InsufficientStorage,
             AppendError::Failed => Refusal::LocalError,
@@ -1187,7 +1368,9 @@ const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a: short names, no adversary (a receiver cannot choose a shard to its advantage).
 fn fnv(seed: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(seed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(seed, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The finaliser of SplitMix64: every input bit reaches every output bit.

@@ -40,7 +40,15 @@ impl Held {
     pub fn mapped(id: MessageId, envelope: Envelope, content: Bytes, received_at: Wall) -> Self {
         let eight_bit = !content.is_ascii();
         let signature = OnceLock::new();
-        Self { id, envelope, content, received_at, signature, eight_bit, charge: None }
+        Self {
+            id,
+            envelope,
+            content,
+            received_at,
+            signature,
+            eight_bit,
+            charge: None,
+        }
     }
 
     /// Makes a fresh message ready to share, and says whether the shard's budget has room to keep
@@ -75,7 +83,10 @@ impl FreshBudget {
             return None;
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        Some(Charge { budget: Arc::clone(self), bytes })
+        Some(Charge {
+            budget: Arc::clone(self),
+            bytes,
+        })
     }
 }
 
@@ -89,6 +100,9 @@ struct Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         let before = self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        assert!(before >= self.bytes, "more fresh memory was given back than taken");
+        assert!(
+            before >= self.bytes,
+            "more fresh memory was given back than taken"
+        );
     }
 }

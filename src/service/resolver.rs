@@ -48,7 +48,11 @@ impl MailAnswer {
     #[must_use]
     pub fn unavailable() -> Self {
         let lifetime = limits::RESOLVER_TTL_MIN;
-        Self { mx: Err(DnsFailure::Temporary), addresses: HashMap::new(), lifetime }
+        Self {
+            mx: Err(DnsFailure::Temporary),
+            addresses: HashMap::new(),
+            lifetime,
+        }
     }
 
     /// The addresses of `hosts`, in their order; a host that was not looked up is unknown for now.
@@ -58,7 +62,15 @@ impl MailAnswer {
             v4: Err(DnsFailure::Temporary),
             v6: Err(DnsFailure::Temporary),
         };
-        hosts.iter().map(|host| self.addresses.get(&host.name).cloned().unwrap_or_else(unknown)).collect()
+        hosts
+            .iter()
+            .map(|host| {
+                self.addresses
+                    .get(&host.name)
+                    .cloned()
+                    .unwrap_or_else(unknown)
+            })
+            .collect()
     }
 }
 
@@ -91,7 +103,12 @@ pub struct Known {
 impl<P: Port> Resolver<P> {
     /// A resolver that knows nothing yet.
     pub fn new(port: P, ask: Ask) -> Self {
-        Self { port, ask, answers: RefCell::default(), waiting: RefCell::default() }
+        Self {
+            port,
+            ask,
+            answers: RefCell::default(),
+            waiting: RefCell::default(),
+        }
     }
 
     /// What the DNS says, from memory or by asking. Never fails: no answer is an answer too.
@@ -99,7 +116,10 @@ impl<P: Port> Resolver<P> {
         if let Some((until, answer)) = self.answers.borrow().get(&question)
             && *until > self.port.now()
         {
-            return Known { answer: Arc::clone(answer), until: *until };
+            return Known {
+                answer: Arc::clone(answer),
+                until: *until,
+            };
         }
         let waiter = Rc::new(Waiter::default());
         let first = {
@@ -124,7 +144,9 @@ impl<P: Port> Resolver<P> {
 
     /// An answer has come: keep it and wake whoever waits for it.
     pub fn answered(&self, question: &Question, answer: &Arc<MailAnswer>) {
-        let lifetime = answer.lifetime.clamp(limits::RESOLVER_TTL_MIN, limits::RESOLVER_TTL_MAX);
+        let lifetime = answer
+            .lifetime
+            .clamp(limits::RESOLVER_TTL_MIN, limits::RESOLVER_TTL_MAX);
         let until = self.port.now().after(lifetime);
         let mut answers = self.answers.borrow_mut();
         if answers.len() >= limits::RESOLVER_ANSWERS_MAX {

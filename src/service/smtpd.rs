@@ -99,7 +99,10 @@ impl Place {
         sessions.open.set(sessions.open.get() + 1);
         sessions.total.set(sessions.total.get() + 1);
         listener_open.set(listener_open.get() + 1);
-        Self { sessions: Rc::clone(sessions), listener_open: Rc::clone(listener_open) }
+        Self {
+            sessions: Rc::clone(sessions),
+            listener_open: Rc::clone(listener_open),
+        }
     }
 }
 
@@ -134,8 +137,8 @@ pub async fn serve<P: Port, I: Intake>(
         if sessions.draining.get() {
             return;
         }
-        let full = listener_open.get() >= listener.sessions_max
-            || sessions.open() >= limits::SESSIONS_MAX;
+        let full =
+            listener_open.get() >= listener.sessions_max || sessions.open() >= limits::SESSIONS_MAX;
         if full {
             sessions.refused.set(sessions.refused.get() + 1);
             let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
@@ -166,7 +169,11 @@ async fn turn_away<P: Port>(port: P, mut stream: P::Stream, listener: Rc<Listene
     let mut out = Vec::new();
     server.overload(&mut out);
     // The peer may be gone already; there is nothing to tell anybody then.
-    if stream.send(vec![Bytes::from(out)], port.now().after(GOODBYE)).await.is_ok() {
+    if stream
+        .send(vec![Bytes::from(out)], port.now().after(GOODBYE))
+        .await
+        .is_ok()
+    {
         stream.finish();
     }
 }
@@ -244,7 +251,10 @@ impl<P: Port, I: Intake> Session<P, I> {
         self.provide_id(server);
         let (used, event) = server.input(&chunk, now, out);
         let Some(event) = event else {
-            assert!(used == chunk.len(), "the machine left input behind without an event");
+            assert!(
+                used == chunk.len(),
+                "the machine left input behind without an event"
+            );
             return Next::Continue;
         };
         // Pipelined input behind a message is rare and small; the engine's buffer must not wait for
@@ -264,7 +274,9 @@ impl<P: Port, I: Intake> Session<P, I> {
             self.provide_id(server);
             let (used, next) = server.input(rest, self.port.wall(), out);
             rest = &rest[used..];
-            let Some(next) = next else { return Next::Continue };
+            let Some(next) = next else {
+                return Next::Continue;
+            };
             event = next;
         }
     }
@@ -286,4 +298,3 @@ impl<P: Port, I: Intake> Session<P, I> {
         }
     }
 }
-

@@ -179,10 +179,14 @@ const _: () = assert!(size_of::<Stored>() == 24);
 impl std::fmt::Display for Alarm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::DiskFailed => "a write to the disk failed: new mail is refused until a probe succeeds",
+            Self::DiskFailed => {
+                "a write to the disk failed: new mail is refused until a probe succeeds"
+            }
             Self::DiskFull => "free space is below spool.free_space_min: new mail is refused",
             Self::DamageFound => "stored messages were found damaged",
-            Self::SettlementsWaiting => "settlements cannot be written: a crash may repeat deliveries",
+            Self::SettlementsWaiting => {
+                "settlements cannot be written: a crash may repeat deliveries"
+            }
         })
     }
 }

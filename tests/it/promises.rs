@@ -70,7 +70,7 @@ fn a_message_refused_for_now_after_its_content_is_tried_again() {
 
 #[test]
 fn a_site_that_takes_few_messages_per_connection_gets_all_of_them_once() {
-    all_delivered(&["messages:5=100"], DemoOptions::default());
+    all_delivered(&["messages:20=100"], DemoOptions::default());
 }
 
 #[test]

@@ -128,7 +128,11 @@ fn echo_hash(seed: u64) -> u64 {
     let address = serve_echo(&right);
     let port = left.port();
     // The outcome may be any; what counts is that it is the same.
-    drop(run(&world, &port, call_echo(port.clone(), address, text(3_000))));
+    drop(run(
+        &world,
+        &port,
+        call_echo(port.clone(), address, text(3_000)),
+    ));
     world.trace_hash()
 }
 
@@ -159,9 +163,18 @@ fn call_with(seed: u64, change: impl FnOnce(&mut NetFaults)) -> Result<Vec<u8>, 
 #[test]
 fn network_faults_show_as_what_they_are() {
     for seed in 0..SEEDS {
-        assert_eq!(call_with(seed, |f| f.refuse = 1_000_000), Err(NetError::Refused));
-        assert_eq!(call_with(seed, |f| f.ignore = 1_000_000), Err(NetError::TimedOut));
-        assert_eq!(call_with(seed, |f| f.unreachable = 1_000_000), Err(NetError::Unreachable));
+        assert_eq!(
+            call_with(seed, |f| f.refuse = 1_000_000),
+            Err(NetError::Refused)
+        );
+        assert_eq!(
+            call_with(seed, |f| f.ignore = 1_000_000),
+            Err(NetError::TimedOut)
+        );
+        assert_eq!(
+            call_with(seed, |f| f.unreachable = 1_000_000),
+            Err(NetError::Unreachable)
+        );
         let within = |faults: &mut NetFaults| faults.strike_bytes = 5_000;
         let reset = call_with(seed, |f| {
             within(f);
@@ -212,16 +225,25 @@ fn a_crash_ends_the_process_and_nothing_else() {
         let inner = port.clone();
         let mut stream = run(&world, &port, async move {
             let mut stream = inner.connect(None, address, far(&inner)).await.unwrap();
-            stream.send(vec![Bytes::from_static(b"x")], far(&inner)).await.unwrap();
+            stream
+                .send(vec![Bytes::from_static(b"x")], far(&inner))
+                .await
+                .unwrap();
             assert_eq!(&*stream.recv(far(&inner)).await.unwrap(), b"x");
             stream
         });
         right.crash(CrashKind::Kill);
         let inner = port.clone();
         let end = run(&world, &port, async move {
-            stream.recv(inner.now().after(Duration::from_secs(1))).await.map(|chunk| chunk.len())
+            stream
+                .recv(inner.now().after(Duration::from_secs(1)))
+                .await
+                .map(|chunk| chunk.len())
         });
-        assert!(matches!(end, Ok(0) | Err(NetError::Reset)), "seed {seed}: {end:?}");
+        assert!(
+            matches!(end, Ok(0) | Err(NetError::Reset)),
+            "seed {seed}: {end:?}"
+        );
         let address = serve_echo(&right);
         let got = run(&world, &port, call_echo(port.clone(), address, text(10)));
         assert_eq!(got, Ok(text(10)));
@@ -262,7 +284,9 @@ fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
                 let (_, result) = late.write_durable(&log, 8_192, page(2)).await;
                 unreachable!("the crash comes before {result:?}");
             });
-            inner.sleep_until(inner.now().after(Duration::from_nanos(1))).await;
+            inner
+                .sleep_until(inner.now().after(Duration::from_nanos(1)))
+                .await;
         });
         left.crash(CrashKind::PowerCut);
         let durable = left.durable(&file()).unwrap();
@@ -271,18 +295,30 @@ fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
         let map = port.map(&log).unwrap();
         assert_eq!(map.bytes(), durable);
         assert_eq!(durable.len(), 65_536);
-        assert!(durable[..8_192].iter().all(|byte| *byte == 1), "seed {seed}");
-        assert!(durable[16_384..].iter().all(|byte| *byte == 0), "seed {seed}");
+        assert!(
+            durable[..8_192].iter().all(|byte| *byte == 1),
+            "seed {seed}"
+        );
+        assert!(
+            durable[16_384..].iter().all(|byte| *byte == 0),
+            "seed {seed}"
+        );
         let sectors = durable[8_192..16_384].chunks(512);
         let whole = |sector: &[u8]| sector.iter().all(|byte| *byte == sector[0]);
-        assert!(sectors.clone().all(whole), "seed {seed}: smaller than a sector");
+        assert!(
+            sectors.clone().all(whole),
+            "seed {seed}: smaller than a sector"
+        );
         match sectors.filter(|sector| sector[0] == 2).count() {
             0 => lost += 1,
             16 => kept += 1,
             _ => torn += 1,
         }
     }
-    assert!(lost > 0 && kept > 0 && torn > 0, "{lost} lost, {kept} kept, {torn} torn");
+    assert!(
+        lost > 0 && kept > 0 && torn > 0,
+        "{lost} lost, {kept} kept, {torn} torn"
+    );
 }
 
 // A name that was not synced may be gone after a power cut, and a removed one back; never after a kill.
@@ -301,8 +337,10 @@ fn names_need_a_sync_of_their_directory() {
             drop(port.open(&new, OpenMode::Create).unwrap());
             left.crash(kind);
             let names = left.port().list(Path::new(DIR)).unwrap();
-            let (old, new) =
-                (names.contains(&"old".to_owned()), names.contains(&"new".to_owned()));
+            let (old, new) = (
+                names.contains(&"old".to_owned()),
+                names.contains(&"new".to_owned()),
+            );
             if kind == CrashKind::Kill {
                 assert_eq!((old, new), (false, true), "seed {seed}");
             } else {
@@ -311,7 +349,10 @@ fn names_need_a_sync_of_their_directory() {
             }
         }
     }
-    assert!(gone > 0 && gone < SEEDS && back > 0 && back < SEEDS, "{gone} {back}");
+    assert!(
+        gone > 0 && gone < SEEDS && back > 0 && back < SEEDS,
+        "{gone} {back}"
+    );
 }
 
 // A map shows what is written after it was made; errors and a full disk are reported; a flipped bit is
@@ -335,17 +376,35 @@ fn a_disk_shows_writes_and_reports_errors() {
         assert_eq!(map.bytes()[4_096], 2);
         assert!(!disk.flip_bit(&file(), 65_536));
 
-        disk.set_disk(DiskFaults { capacity: Some(65_536), ..DiskFaults::calm() });
+        disk.set_disk(DiskFaults {
+            capacity: Some(65_536),
+            ..DiskFaults::calm()
+        });
         assert_eq!(inner.free_space(Path::new(DIR)).unwrap(), 0);
-        let full = inner.write_durable(&log, 65_536, page(4)).await.1.unwrap_err();
+        let full = inner
+            .write_durable(&log, 65_536, page(4))
+            .await
+            .1
+            .unwrap_err();
         assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
         // An overwrite needs no space.
         inner.write_durable(&log, 0, page(4)).await.1.unwrap();
 
-        disk.set_disk(DiskFaults { write_error: 1_000_000, ..DiskFaults::calm() });
-        let error = inner.write_durable(&log, 8_192, page(5)).await.1.unwrap_err();
+        disk.set_disk(DiskFaults {
+            write_error: 1_000_000,
+            ..DiskFaults::calm()
+        });
+        let error = inner
+            .write_durable(&log, 8_192, page(5))
+            .await
+            .1
+            .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(5));
-        assert!(inner.open(Path::new("/absent/log"), OpenMode::Create).is_err());
+        assert!(
+            inner
+                .open(Path::new("/absent/log"), OpenMode::Create)
+                .is_err()
+        );
     });
 }
 
@@ -359,7 +418,9 @@ fn mailboxes_and_clocks_work() {
     let inner = writer.clone();
     writer.spawn(Class::Control, async move {
         for number in 0..3 {
-            inner.sleep_until(inner.now().after(Duration::from_millis(10))).await;
+            inner
+                .sleep_until(inner.now().after(Duration::from_millis(10)))
+                .await;
             sender.try_send(number).unwrap();
         }
     });
@@ -390,7 +451,9 @@ fn a_crash_can_be_set_to_any_poll() {
     port.spawn(Class::Background, async move {
         loop {
             *count.borrow_mut() += 1;
-            inner.sleep_until(inner.now().after(Duration::from_millis(1))).await;
+            inner
+                .sleep_until(inner.now().after(Duration::from_millis(1)))
+                .await;
         }
     });
     left.crash_after(9, CrashKind::Kill);

@@ -96,7 +96,10 @@ impl Image {
         while !data.is_empty() {
             let (number, within) = (at / PAGE as u64, (at % PAGE as u64) as usize);
             let part = data.len().min(PAGE - within);
-            let page = self.pages.entry(number).or_insert_with(|| vec![0; PAGE].into());
+            let page = self
+                .pages
+                .entry(number)
+                .or_insert_with(|| vec![0; PAGE].into());
             page[within..within + part].copy_from_slice(&data[..part]);
             data = &data[part..];
             at += part as u64;
@@ -106,7 +109,8 @@ impl Image {
 
     fn zero(&mut self, range: Range<u64>) {
         let (start, end) = (range.start.div_ceil(PAGE as u64), range.end / PAGE as u64);
-        self.pages.retain(|number, _| !(start..end).contains(number));
+        self.pages
+            .retain(|number, _| !(start..end).contains(number));
         self.len = self.len.max(range.end);
     }
 
@@ -115,7 +119,11 @@ impl Image {
         let finder = memchr::memmem::Finder::new(needle);
         let (mut text, mut next): (Vec<u8>, u64) = (Vec::new(), 0);
         self.pages.iter().any(|(number, page)| {
-            let kept = if *number == next { (needle.len() - 1).min(text.len()) } else { 0 };
+            let kept = if *number == next {
+                (needle.len() - 1).min(text.len())
+            } else {
+                0
+            };
             text.drain(..text.len() - kept);
             text.extend_from_slice(page);
             next = number + 1;
@@ -160,7 +168,10 @@ impl Inode {
             self.len.set(range.end);
             return self.live.borrow().set_len(range.end);
         }
-        self.show(range.start, &vec![0; usize::try_from(range.end - range.start).unwrap_or(0)])
+        self.show(
+            range.start,
+            &vec![0; usize::try_from(range.end - range.start).unwrap_or(0)],
+        )
     }
 
     /// Makes what is durable what programs see.
@@ -193,7 +204,11 @@ impl Disk {
     }
 
     fn used(&self) -> u64 {
-        self.names.borrow().values().map(|inode| inode.len.get()).sum()
+        self.names
+            .borrow()
+            .values()
+            .map(|inode| inode.len.get())
+            .sum()
     }
 
     fn free(&self) -> u64 {
@@ -235,7 +250,9 @@ impl Disk {
         let number = self.inodes.get();
         self.inodes.set(number + 1);
         let inode = Rc::new(Inode::new(number)?);
-        self.names.borrow_mut().insert(path.to_path_buf(), Rc::clone(&inode));
+        self.names
+            .borrow_mut()
+            .insert(path.to_path_buf(), Rc::clone(&inode));
         Ok(inode)
     }
 
@@ -252,7 +269,10 @@ impl Disk {
         }
         let names = self.names.borrow();
         let directories = self.directories.borrow();
-        let below = names.keys().chain(directories.iter()).filter(|name| name.parent() == Some(path));
+        let below = names
+            .keys()
+            .chain(directories.iter())
+            .filter(|name| name.parent() == Some(path));
         let text = |name: &PathBuf| name.file_name()?.to_str().map(str::to_owned);
         Ok(below.filter_map(text).collect())
     }
@@ -305,7 +325,11 @@ impl Disk {
                 (Some(now), Some(then)) => Rc::ptr_eq(now, then),
                 _ => false,
             };
-            let chosen = if same || world.random.coin() { now } else { then };
+            let chosen = if same || world.random.coin() {
+                now
+            } else {
+                then
+            };
             let chosen = chosen.map(Rc::clone);
             world.note("name", u64::from(chosen.is_some()), u64::from(same));
             match chosen {
@@ -330,7 +354,9 @@ impl Disk {
         let names = self.names.borrow();
         let inodes: Vec<_> = names.values().collect();
         for _ in 0..world.random.within(&(0..=u64::from(most))) {
-            let Some(inode) = inodes.get(world.random.index(inodes.len())) else { return };
+            let Some(inode) = inodes.get(world.random.index(inodes.len())) else {
+                return;
+            };
             let mut durable = inode.durable.borrow_mut();
             let count = durable.pages.len();
             let chosen = durable.pages.values_mut().nth(world.random.index(count));
@@ -345,7 +371,10 @@ impl Disk {
     /// that aim. False when the file has no such byte.
     pub(super) fn flip(&self, path: &Path, byte: u64) -> bool {
         let names = self.names.borrow();
-        let Some(inode) = names.get(path).filter(|inode| byte < inode.durable.borrow().len) else {
+        let Some(inode) = names
+            .get(path)
+            .filter(|inode| byte < inode.durable.borrow().len)
+        else {
             return false;
         };
         let mut one = [0];
@@ -360,7 +389,9 @@ impl Disk {
     /// Whether `needle` is in a file that a power cut now would surely leave.
     pub(super) fn durably_contains(&self, needle: &[u8]) -> bool {
         let names = self.durable_names.borrow();
-        names.values().any(|inode| inode.durable.borrow().contains(needle))
+        names
+            .values()
+            .any(|inode| inode.durable.borrow().contains(needle))
     }
 
     /// What would be read after a power cut now, if all that is under way were lost.
@@ -381,7 +412,11 @@ impl Disk {
 fn crash_writes(world: &World, inode: &Inode, kind: CrashKind) {
     let under_way = std::mem::take(&mut *inode.under_way.borrow_mut());
     for write in under_way.values() {
-        let unit = if kind == CrashKind::Kill { PAGE } else { SECTOR };
+        let unit = if kind == CrashKind::Kill {
+            PAGE
+        } else {
+            SECTOR
+        };
         // Nothing, everything, a fair subset, or nearly all: each has its own bugs.
         let ppm = [0, 1_000_000, 500_000, 950_000][world.random.index(4)];
         for (number, part) in write.data.chunks(unit).enumerate() {
@@ -405,7 +440,10 @@ struct Pending {
 
 impl Pending {
     fn new() -> Rc<Self> {
-        Rc::new(Self { result: RefCell::new(None), waiter: RefCell::new(None) })
+        Rc::new(Self {
+            result: RefCell::new(None),
+            waiter: RefCell::new(None),
+        })
     }
 
     fn end(&self, result: io::Result<()>) {
@@ -428,7 +466,11 @@ impl Pending {
 }
 
 fn draw_latency(world: &World, faults: &DiskFaults) -> Duration {
-    let range = if world.random.chance(faults.slow) { &faults.slow_latency } else { &faults.latency };
+    let range = if world.random.chance(faults.slow) {
+        &faults.slow_latency
+    } else {
+        &faults.latency
+    };
     Duration::from_nanos(world.random.within(range))
 }
 
@@ -463,7 +505,13 @@ pub(super) async fn write_durable(
     let number = file.0.writes.get();
     file.0.writes.set(number + 1);
     let data: Rc<[u8]> = Rc::from(&*block);
-    file.0.under_way.borrow_mut().insert(number, Write { offset, data: Rc::clone(&data) });
+    file.0.under_way.borrow_mut().insert(
+        number,
+        Write {
+            offset,
+            data: Rc::clone(&data),
+        },
+    );
     world.note("write", file.0.number, offset);
     let pending = Pending::new();
     let (answer, inode) = (Rc::clone(&pending), Rc::clone(&file.0));
@@ -471,12 +519,15 @@ pub(super) async fn write_durable(
     if world.random.coin() && inode.show(offset, &data).is_err() {
         return (block, Err(errno(Errno::EIO)));
     }
-    world.schedule(world.now().after(draw_latency(world, &faults)), move |world| {
-        let write = inode.under_way.borrow_mut().remove(&number);
-        // A crash has decided about it already.
-        let Some(write) = write else { return };
-        answer.end(finish_write(world, &inode, &write, fate));
-    });
+    world.schedule(
+        world.now().after(draw_latency(world, &faults)),
+        move |world| {
+            let write = inode.under_way.borrow_mut().remove(&number);
+            // A crash has decided about it already.
+            let Some(write) = write else { return };
+            answer.end(finish_write(world, &inode, &write, fate));
+        },
+    );
     let result = pending.ended().await;
     (block, result)
 }
@@ -528,19 +579,22 @@ pub(super) async fn prewrite(
         let fails = world.random.chance(faults.write_error);
         let pending = Pending::new();
         let (answer, inode, process) = (Rc::clone(&pending), Rc::clone(inode), Rc::clone(process));
-        world.schedule(world.now().after(draw_latency(world, &faults)), move |world| {
-            if process.dead.get() {
-                return;
-            }
-            world.note("prewrite", inode.number, part.start);
-            if fails {
-                answer.end(Err(errno(Errno::EIO)));
-                return;
-            }
-            // Synced part by part: earlier than a disk must, and a crash in between is drawn anyway.
-            inode.durable.borrow_mut().zero(part.clone());
-            answer.end(inode.show_zeros(&part));
-        });
+        world.schedule(
+            world.now().after(draw_latency(world, &faults)),
+            move |world| {
+                if process.dead.get() {
+                    return;
+                }
+                world.note("prewrite", inode.number, part.start);
+                if fails {
+                    answer.end(Err(errno(Errno::EIO)));
+                    return;
+                }
+                // Synced part by part: earlier than a disk must, and a crash in between is drawn anyway.
+                inode.durable.borrow_mut().zero(part.clone());
+                answer.end(inode.show_zeros(&part));
+            },
+        );
         pending.ended().await?;
     }
     Ok(())
@@ -568,9 +622,16 @@ pub(super) async fn prefetch(
     let fails = world.random.chance(faults.read_error);
     let pending = Pending::new();
     let answer = Rc::clone(&pending);
-    world.schedule(world.now().after(draw_latency(world, &faults)), move |world| {
-        world.note("prefetch", range.start as u64, u64::from(fails));
-        answer.end(if fails { Err(errno(Errno::EIO)) } else { Ok(()) });
-    });
+    world.schedule(
+        world.now().after(draw_latency(world, &faults)),
+        move |world| {
+            world.note("prefetch", range.start as u64, u64::from(fails));
+            answer.end(if fails {
+                Err(errno(Errno::EIO))
+            } else {
+                Ok(())
+            });
+        },
+    );
     pending.ended().await
 }

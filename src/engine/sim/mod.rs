@@ -97,7 +97,10 @@ impl SimWorld {
             crash_waiters: RefCell::default(),
         });
         world.machines.borrow_mut().push(Rc::clone(&machine));
-        SimHost { world: Rc::clone(world), machine }
+        SimHost {
+            world: Rc::clone(world),
+            machine,
+        }
     }
 
     /// The world's clock.
@@ -132,7 +135,12 @@ impl SimWorld {
 
     /// Takes turns until `reached` says so, the clock passes `deadline`, nothing is left to happen, or
     /// `steps` turns were taken.
-    pub fn run_until(&self, deadline: Mono, steps: u64, mut reached: impl FnMut() -> bool) -> RunEnd {
+    pub fn run_until(
+        &self,
+        deadline: Mono,
+        steps: u64,
+        mut reached: impl FnMut() -> bool,
+    ) -> RunEnd {
         for _ in 0..steps {
             if reached() {
                 return RunEnd::Reached;
@@ -162,7 +170,13 @@ impl Drop for SimWorld {
 
 impl fmt::Debug for SimWorld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimWorld(seed {}, {:?}, step {})", self.seed(), self.now(), self.steps())
+        write!(
+            f,
+            "SimWorld(seed {}, {:?}, step {})",
+            self.seed(),
+            self.now(),
+            self.steps()
+        )
     }
 }
 
@@ -181,7 +195,10 @@ impl SimHost {
     pub fn add_address(&self, address: IpAddr) {
         let mut net = self.world.net.borrow_mut();
         let before = net.owners.insert(address, self.machine.number);
-        assert!(before.is_none_or(|owner| owner == self.machine.number), "{address} is taken");
+        assert!(
+            before.is_none_or(|owner| owner == self.machine.number),
+            "{address} is taken"
+        );
     }
 
     /// Takes an address away from it; its connections stay.
@@ -198,7 +215,11 @@ impl SimHost {
     #[must_use]
     pub fn port(&self) -> SimPort {
         let shard = self.world.shard(&self.machine.process.borrow());
-        SimPort { world: Rc::clone(&self.world), machine: Rc::clone(&self.machine), shard }
+        SimPort {
+            world: Rc::clone(&self.world),
+            machine: Rc::clone(&self.machine),
+            shard,
+        }
     }
 
     /// Ends the process now; a new one, without any task, takes its place.
@@ -223,7 +244,10 @@ impl SimHost {
             if self.crashes() > before {
                 return Poll::Ready(());
             }
-            self.machine.crash_waiters.borrow_mut().push(context.waker().clone());
+            self.machine
+                .crash_waiters
+                .borrow_mut()
+                .push(context.waker().clone());
             Poll::Pending
         })
         .await;
@@ -259,7 +283,11 @@ impl SimHost {
 
     /// Sets its date forward or back.
     pub fn jump_wall(&self, millis: i64) {
-        self.world.note("date jumps", self.machine.number as u64, millis.unsigned_abs());
+        self.world.note(
+            "date jumps",
+            self.machine.number as u64,
+            millis.unsigned_abs(),
+        );
         let offset = &self.machine.wall_offset;
         offset.set(offset.get().saturating_add(millis));
     }
@@ -404,7 +432,11 @@ struct Sleep {
 
 impl Sleep {
     fn new(world: &Rc<World>, deadline: Mono) -> Self {
-        Self { world: Rc::clone(world), deadline, state: None }
+        Self {
+            world: Rc::clone(world),
+            deadline,
+            state: None,
+        }
     }
 }
 
@@ -426,12 +458,13 @@ impl Future for Sleep {
         let shared = Rc::downgrade(&state);
         self.state = Some(state);
         let late = self.world.random.below(TIMER_GRAIN);
-        self.world.schedule(self.deadline.after(Duration::from_nanos(late)), move |_| {
-            let waiter = shared.upgrade().and_then(|state| state.take());
-            if let Some(waiter) = waiter {
-                waiter.wake();
-            }
-        });
+        self.world
+            .schedule(self.deadline.after(Duration::from_nanos(late)), move |_| {
+                let waiter = shared.upgrade().and_then(|state| state.take());
+                if let Some(waiter) = waiter {
+                    waiter.wake();
+                }
+            });
         Poll::Pending
     }
 }

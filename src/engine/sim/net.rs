@@ -153,7 +153,9 @@ impl Connection {
     fn carry(self: &Rc<Self>, world: &World, end: usize, data: &Bytes) {
         let mut data = data.clone();
         let sent = data.len();
-        self.ends[end].occupied.set(self.ends[end].occupied.get() + sent);
+        self.ends[end]
+            .occupied
+            .set(self.ends[end].occupied.get() + sent);
         let before = self.carried.get();
         self.carried.set(before + sent as u64);
         let strike = self.strike.get();
@@ -165,7 +167,11 @@ impl Connection {
             self.strike.set(None);
             self.deliver_cut(world, end, data);
             self.silent.set(true);
-            world.note("strike", self.number, u64::from(matches!(strike, Some(Strike::Reset(_)))));
+            world.note(
+                "strike",
+                self.number,
+                u64::from(matches!(strike, Some(Strike::Reset(_)))),
+            );
             if let Some(Strike::Reset(_)) = strike {
                 self.reset_end(world, 0);
                 self.reset_end(world, 1);
@@ -183,7 +189,11 @@ impl Connection {
         while !data.is_empty() {
             let len = match self.cut {
                 Cut::Single if singles < SINGLE_BYTES_MAX => 1,
-                Cut::Drawn => 1 + world.random.index(data.len().min(1 << world.random.below(15))),
+                Cut::Drawn => {
+                    1 + world
+                        .random
+                        .index(data.len().min(1 << world.random.below(15)))
+                }
                 Cut::Single | Cut::Whole => data.len(),
             };
             singles += 1;
@@ -219,7 +229,11 @@ impl Connection {
         let connection = Rc::clone(self);
         let forget = world.random.coin();
         world.schedule(at, move |world| {
-            world.note("reset", connection.number * 2 + end as u64, u64::from(forget));
+            world.note(
+                "reset",
+                connection.number * 2 + end as u64,
+                u64::from(forget),
+            );
             connection.ends[end].break_off(forget);
         });
     }
@@ -259,7 +273,9 @@ impl SimStream {
 
     fn take_unread(&self) -> Option<Bytes> {
         let chunk = self.here().unread.borrow_mut().pop_front()?;
-        self.here().occupied.set(self.here().occupied.get().saturating_sub(chunk.len()));
+        self.here()
+            .occupied
+            .set(self.here().occupied.get().saturating_sub(chunk.len()));
         if let Some(sender) = self.there().sender.take() {
             sender.wake();
         }
@@ -268,7 +284,11 @@ impl SimStream {
 
     /// Has the receiver woken at `deadline`, with one event under way at a time for most deadlines.
     fn set_alarm(&self, world: &World, deadline: Mono) {
-        let earlier = self.here().alarm.get().is_some_and(|alarm| alarm <= deadline);
+        let earlier = self
+            .here()
+            .alarm
+            .get()
+            .is_some_and(|alarm| alarm <= deadline);
         if earlier || deadline == Mono::NEVER {
             return;
         }
@@ -288,7 +308,10 @@ impl SimStream {
     /// Takes as much of `pieces` as the window has room for. True when all of it is gone.
     fn push(&self, world: &World, pieces: &mut VecDeque<Bytes>) -> bool {
         while let Some(piece) = pieces.front_mut() {
-            let room = self.connection.window.saturating_sub(self.there().occupied.get());
+            let room = self
+                .connection
+                .window
+                .saturating_sub(self.there().occupied.get());
             let part = piece.split_to(piece.len().min(room));
             if !part.is_empty() {
                 self.connection.carry(world, 1 - self.end, &part);
@@ -318,7 +341,9 @@ impl Stream for SimStream {
         context: &mut Context<'_>,
         deadline: Mono,
     ) -> Poll<Result<Bytes, NetError>> {
-        let Some(world) = self.world.upgrade() else { return Poll::Pending };
+        let Some(world) = self.world.upgrade() else {
+            return Poll::Pending;
+        };
         if let Some(chunk) = self.take_unread() {
             return Poll::Ready(Ok(chunk));
         }
@@ -338,7 +363,9 @@ impl Stream for SimStream {
 
     async fn send(&mut self, pieces: Vec<Bytes>, deadline: Mono) -> Result<(), NetError> {
         let mut pieces: VecDeque<Bytes> = pieces.into();
-        let Some(world) = self.world.upgrade() else { return Err(NetError::Reset) };
+        let Some(world) = self.world.upgrade() else {
+            return Err(NetError::Reset);
+        };
         let mut sleep = pin!(Sleep::new(&world, deadline));
         poll_fn(|context| {
             if self.here().reset.get() || self.here().finished.get() {
@@ -367,7 +394,9 @@ impl Drop for SimStream {
     fn drop(&mut self) {
         self.here().closed.set(true);
         self.here().unread.borrow_mut().clear();
-        let Some(world) = self.world.upgrade() else { return };
+        let Some(world) = self.world.upgrade() else {
+            return;
+        };
         // A crash says itself what the other end sees.
         if !self.here().process.dead.get() {
             self.connection.finish_towards(&world, 1 - self.end);
@@ -377,8 +406,14 @@ impl Drop for SimStream {
 
 impl Drop for SimListener {
     fn drop(&mut self) {
-        let Some(world) = self.world.upgrade() else { return };
-        world.net.borrow_mut().listeners.retain(|listener| !Rc::ptr_eq(listener, &self.state));
+        let Some(world) = self.world.upgrade() else {
+            return;
+        };
+        world
+            .net
+            .borrow_mut()
+            .listeners
+            .retain(|listener| !Rc::ptr_eq(listener, &self.state));
         let waiting = std::mem::take(&mut *self.state.queue.borrow_mut());
         for stream in &waiting {
             stream.connection.reset_end(&world, 1 - stream.end);
@@ -423,17 +458,22 @@ pub(super) fn listen(
     net.listeners.push(Rc::clone(&state));
     drop(net);
     world.note("listen", process.machine as u64, u64::from(address.port()));
-    Ok(SimListener { state, world: Rc::downgrade(world) })
+    Ok(SimListener {
+        state,
+        world: Rc::downgrade(world),
+    })
 }
 
 pub(super) async fn accept(listener: &mut SimListener) -> SimStream {
-    poll_fn(|context| match listener.state.queue.borrow_mut().pop_front() {
-        Some(stream) => Poll::Ready(stream),
-        None => {
-            listener.state.waiter.replace(Some(context.waker().clone()));
-            Poll::Pending
-        }
-    })
+    poll_fn(
+        |context| match listener.state.queue.borrow_mut().pop_front() {
+            Some(stream) => Poll::Ready(stream),
+            None => {
+                listener.state.waiter.replace(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        },
+    )
     .await
 }
 
@@ -517,7 +557,10 @@ fn local_address(
         Some(ip) => ip,
         None if target.ip().is_loopback() => target.ip(),
         None => {
-            let mut owned = net.owners.iter().filter(|(_, machine)| **machine == process.machine);
+            let mut owned = net
+                .owners
+                .iter()
+                .filter(|(_, machine)| **machine == process.machine);
             let fits = owned.find(|(ip, _)| ip.is_ipv4() == target.is_ipv4());
             *fits.ok_or(NetError::Unreachable)?.0
         }
@@ -561,7 +604,8 @@ fn open(
         End::new(target, Rc::clone(&listener.process)),
     ];
     let connection = Rc::new(draw_connection(world, number, ends));
-    net.connections.retain(|connection| connection.strong_count() > 0);
+    net.connections
+        .retain(|connection| connection.strong_count() > 0);
     net.connections.push(Rc::downgrade(&connection));
     drop(net);
     world.note("open connection", number, u64::from(target.port()));
@@ -611,7 +655,12 @@ pub(super) fn crash(world: &Rc<World>, process: &Rc<Process>, kind: CrashKind) {
     let (connections, listeners) = {
         let mut net = world.net.borrow_mut();
         let ours = |listener: &Rc<ListenerState>| Rc::ptr_eq(&listener.process, process);
-        let listeners: Vec<_> = net.listeners.iter().filter(|l| ours(l)).map(Rc::clone).collect();
+        let listeners: Vec<_> = net
+            .listeners
+            .iter()
+            .filter(|l| ours(l))
+            .map(Rc::clone)
+            .collect();
         net.listeners.retain(|listener| !ours(listener));
         let connections: Vec<_> = net.connections.iter().filter_map(Weak::upgrade).collect();
         (connections, listeners)

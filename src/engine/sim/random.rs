@@ -66,7 +66,9 @@ mod tests {
     fn draws_depend_on_the_seed_and_stay_in_range() {
         let draw = |seed| {
             let random = Random::new(seed);
-            (0..100).map(|_| random.within(&(3..=9))).collect::<Vec<_>>()
+            (0..100)
+                .map(|_| random.within(&(3..=9)))
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
@@ -74,6 +76,9 @@ mod tests {
         let random = Random::new(4);
         assert!(!random.chance(0));
         assert!(random.chance(1_000_000));
-        assert_eq!((random.below(0), random.below(1), random.index(0)), (0, 0, 0));
+        assert_eq!(
+            (random.below(0), random.below(1), random.index(0)),
+            (0, 0, 0)
+        );
     }
 }

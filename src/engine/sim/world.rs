@@ -89,7 +89,11 @@ pub(super) struct Bell {
 impl Bell {
     pub(super) fn ring(&self) {
         self.rung.store(true, Ordering::Relaxed);
-        let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiter = self
+            .waiter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(waiter) = waiter {
             waiter.wake();
         }
@@ -115,16 +119,25 @@ struct Ready {
 impl Ready {
     fn push(&self, header: Arc<Header>) {
         if !self.closed.load(Ordering::Relaxed) {
-            self.list.lock().unwrap_or_else(PoisonError::into_inner).push_back(header);
+            self.list
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push_back(header);
         }
     }
 
     fn pop(&self) -> Option<Arc<Header>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn is_empty(&self) -> bool {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 }
 
@@ -234,7 +247,10 @@ impl World {
         }
         self.hash.set(mix(mix(hash ^ a) ^ b));
         if self.options.borrow().print {
-            let (seconds, nanos) = (self.clock.get() / 1_000_000_000, self.clock.get() % 1_000_000_000);
+            let (seconds, nanos) = (
+                self.clock.get() / 1_000_000_000,
+                self.clock.get() % 1_000_000_000,
+            );
             eprintln!("{seconds:6}.{nanos:09} {what} {a} {b}");
         }
     }
@@ -244,13 +260,20 @@ impl World {
         let sequence = self.sequence.get();
         self.sequence.set(sequence + 1);
         let at = at.0.max(self.clock.get());
-        self.events.borrow_mut().push(Event { at, sequence, deed: Box::new(deed) });
+        self.events.borrow_mut().push(Event {
+            at,
+            sequence,
+            deed: Box::new(deed),
+        });
     }
 
     /// A new process of a machine.
     pub(super) fn process(&self, machine: usize) -> Rc<Process> {
-        let process =
-            Rc::new(Process { machine, dead: Cell::new(false), doom: Cell::new(None) });
+        let process = Rc::new(Process {
+            machine,
+            dead: Cell::new(false),
+            doom: Cell::new(None),
+        });
         self.processes.borrow_mut().push(Rc::downgrade(&process));
         process
     }
@@ -320,7 +343,10 @@ impl World {
     }
 
     fn due(&self) -> bool {
-        self.events.borrow().peek().is_some_and(|event| event.at <= self.clock.get())
+        self.events
+            .borrow()
+            .peek()
+            .is_some_and(|event| event.at <= self.clock.get())
     }
 
     fn happen(self: &Rc<Self>) {
@@ -347,8 +373,9 @@ impl World {
         let (mut work, process, class) = {
             let mut tasks = self.tasks.borrow_mut();
             // A wake that outlived its task must not poll the slot's next one.
-            let task =
-                tasks.get_mut(header.index).filter(|task| Arc::ptr_eq(&task.header, header));
+            let task = tasks
+                .get_mut(header.index)
+                .filter(|task| Arc::ptr_eq(&task.header, header));
             let Some(task) = task else { return };
             let Some(work) = task.work.take() else { return };
             (work, Rc::clone(&task.process), task.class)
@@ -407,7 +434,11 @@ impl World {
     /// Ends the machine's process as `kind` says and gives the machine a new one, with nothing in it.
     pub(super) fn crash(self: &Rc<Self>, machine: &Rc<Machine>, kind: CrashKind) {
         let process = Rc::clone(&machine.process.borrow());
-        self.note("crash", machine.number as u64, u64::from(kind == CrashKind::PowerCut));
+        self.note(
+            "crash",
+            machine.number as u64,
+            u64::from(kind == CrashKind::PowerCut),
+        );
         self.bury(&process);
         net::crash(self, &process, kind);
         machine.disk.crash(self, kind);
@@ -426,7 +457,12 @@ impl World {
             let alive = !Rc::ptr_eq(&shard.process, process);
             if !alive {
                 shard.ready.closed.store(true, Ordering::Relaxed);
-                shard.ready.list.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                shard
+                    .ready
+                    .list
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clear();
             }
             alive
         });

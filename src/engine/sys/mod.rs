@@ -2,8 +2,8 @@
 
 pub mod block;
 pub(crate) mod buffers;
+pub mod ifma;
 pub(crate) mod map;
 pub(crate) mod owner;
 pub(crate) mod ring;
 pub(crate) mod socket;
-pub mod ifma;

@@ -35,14 +35,19 @@ fn config() -> SpoolerConfig {
 
 fn envelope() -> Envelope {
     let address = Address::parse_path(b"a@example.com").expect("an address");
-    Envelope { recipients: vec![Recipient::new(address)], ..Envelope::default() }
+    Envelope {
+        recipients: vec![Recipient::new(address)],
+        ..Envelope::default()
+    }
 }
 
 /// One life of the process: recovers, compares with the ledger, works until the end.
 async fn life(port: SimPort, ledger: Rc<RefCell<Ledger>>, done: Rc<Cell<bool>>) {
     let opened = Spooler::open(port.clone(), config()).await;
     // A disk that fails may fail at boot: the next life tries again.
-    let Ok((spooler, recovered)) = opened else { return };
+    let Ok((spooler, recovered)) = opened else {
+        return;
+    };
     let mut cursor = recovered.cursor;
     let mut found = BTreeSet::new();
     loop {
@@ -65,11 +70,18 @@ async fn life(port: SimPort, ledger: Rc<RefCell<Ledger>>, done: Rc<Cell<bool>>) 
     };
     for id in missing {
         // A head that the disk did not give is not loaded; it is there all the same.
-        assert_ne!(spooler.read(id).await.err(), Some(ReadError::Gone), "{id} is lost");
+        assert_ne!(
+            spooler.read(id).await.err(),
+            Some(ReadError::Gone),
+            "{id} is lost"
+        );
     }
     let settled = Rc::clone(&ledger);
     spooler.on_settled(move |settlement| {
-        assert!(settled.borrow_mut().settled.insert(settlement.id), "told once");
+        assert!(
+            settled.borrow_mut().settled.insert(settlement.id),
+            "told once"
+        );
     });
     let workers = Rc::new(Cell::new(3));
     for worker in 0..3 {
@@ -89,7 +101,11 @@ async fn life(port: SimPort, ledger: Rc<RefCell<Ledger>>, done: Rc<Cell<bool>>) 
 async fn work(spooler: Spooler<SimPort>, port: SimPort, ledger: Rc<RefCell<Ledger>>, worker: u64) {
     for round in 0..40 {
         let id = spooler.next_id();
-        let len = if port.random() % 30 == 0 { 400_000 } else { port.random() % 9_000 };
+        let len = if port.random() % 30 == 0 {
+            400_000
+        } else {
+            port.random() % 9_000
+        };
         let mut bytes = format!("Subject: {worker} {round} {id}\r\n\r\n").into_bytes();
         bytes.resize(bytes.len() + len as usize, b'x');
         let content = Content::from(bytes.clone());
@@ -100,7 +116,8 @@ async fn work(spooler: Spooler<SimPort>, port: SimPort, ledger: Rc<RefCell<Ledge
             }
             Err(AppendError::Failed | AppendError::Full) => {
                 ledger.borrow_mut().refused += 1;
-                port.sleep_until(port.now().after(Duration::from_millis(300))).await;
+                port.sleep_until(port.now().after(Duration::from_millis(300)))
+                    .await;
             }
             Err(AppendError::TooLarge) => unreachable!("nothing is that large"),
         }
@@ -108,15 +125,27 @@ async fn work(spooler: Spooler<SimPort>, port: SimPort, ledger: Rc<RefCell<Ledge
             let ledger = ledger.borrow();
             let open = ledger.stored.keys().filter(|id| !ledger.asked.contains(id));
             let open: Vec<MessageId> = open.copied().collect();
-            if open.is_empty() { None } else { Some(open[port.random() as usize % open.len()]) }
+            if open.is_empty() {
+                None
+            } else {
+                Some(open[port.random() as usize % open.len()])
+            }
         };
         let Some(id) = pick else { continue };
         match spooler.read(id).await {
             Ok(message) => {
-                assert_eq!(message.content, ledger.borrow().stored[&id], "content of {id}");
+                assert_eq!(
+                    message.content,
+                    ledger.borrow().stored[&id],
+                    "content of {id}"
+                );
                 if ledger.borrow_mut().asked.insert(id) {
                     let kind = SettlementKind::Delivered;
-                    spooler.settle(Settlement { id, recipient: 0, kind });
+                    spooler.settle(Settlement {
+                        id,
+                        recipient: 0,
+                        kind,
+                    });
                 }
             }
             // Another worker settled it meanwhile, or the disk does not give it now.
@@ -135,7 +164,11 @@ fn run(seed: u64, faults: impl Fn(u64) -> DiskFaults, crashes: u64) -> (Ledger, 
     let ledger = Rc::new(RefCell::new(Ledger::default()));
     for round in 0..crashes {
         let polls = 1 + world.random().below(4_000);
-        let kind = if world.random().coin() { CrashKind::PowerCut } else { CrashKind::Kill };
+        let kind = if world.random().coin() {
+            CrashKind::PowerCut
+        } else {
+            CrashKind::Kill
+        };
         start(&world, &host, &ledger);
         host.crash_after(polls, kind);
         let end = Mono(world.now().0).after(Duration::from_secs(20));
@@ -148,7 +181,11 @@ fn run(seed: u64, faults: impl Fn(u64) -> DiskFaults, crashes: u64) -> (Ledger, 
     let done = start(&world, &host, &ledger);
     let end = Mono(world.now().0).after(Duration::from_secs(600));
     let ended = world.run_until(end, 5_000_000, || done.get());
-    assert_eq!(ended, RunEnd::Reached, "seed {seed}: the last life ends in order");
+    assert_eq!(
+        ended,
+        RunEnd::Reached,
+        "seed {seed}: the last life ends in order"
+    );
     let hash = world.trace_hash();
     drop(world);
     (ledger.take(), hash)
@@ -158,7 +195,10 @@ fn start(world: &SimWorld, host: &SimHost, ledger: &Rc<RefCell<Ledger>>) -> Rc<C
     let port = host.port();
     let done = Rc::new(Cell::new(false));
     assert!(world.now() >= Mono(0));
-    port.spawn(Class::Control, life(port.clone(), Rc::clone(ledger), Rc::clone(&done)));
+    port.spawn(
+        Class::Control,
+        life(port.clone(), Rc::clone(ledger), Rc::clone(&done)),
+    );
     done
 }
 

@@ -42,7 +42,8 @@ impl Injector {
     pub(crate) fn start(self: &Rc<Self>, sessions: u64) {
         for _ in 0..sessions {
             let me = Rc::clone(self);
-            self.port.spawn(Class::Egress, async move { me.send_all().await });
+            self.port
+                .spawn(Class::Egress, async move { me.send_all().await });
         }
     }
 
@@ -67,7 +68,11 @@ impl Injector {
             self.next_message(&mut client, &mut events).await;
             while client.poll_output(self.port.now(), &mut pieces) {
                 let deadline = self.port.now().after(Duration::from_secs(60));
-                if stream.send(std::mem::take(&mut pieces), deadline).await.is_err() {
+                if stream
+                    .send(std::mem::take(&mut pieces), deadline)
+                    .await
+                    .is_err()
+                {
                     client.disconnected(Disconnect::Reset, &mut events);
                     break;
                 }
@@ -106,7 +111,11 @@ impl Injector {
         let transaction = Transaction {
             token: id,
             sender: Bytes::from(format!("bounce-{id}@home.test")),
-            recipients: sent.recipients.iter().map(|to| Bytes::from(to.clone())).collect(),
+            recipients: sent
+                .recipients
+                .iter()
+                .map(|to| Bytes::from(to.clone()))
+                .collect(),
             size: content.len() as u64,
             content: vec![content],
             ..Transaction::default()
@@ -141,9 +150,13 @@ impl Injector {
         // A message that went out already may have made room for others; one that rots may be gone.
         let arrived = ledger.receipts.keys().any(|key| key.0 == id);
         if !arrived && !ledger.rot && !self.node.durably_contains(needle.as_bytes()) {
-            ledger.violate(format!("message {id} was acknowledged before it was durable"));
+            ledger.violate(format!(
+                "message {id} was acknowledged before it was durable"
+            ));
         }
-        let Some(sent) = ledger.sent.get_mut(&id) else { return };
+        let Some(sent) = ledger.sent.get_mut(&id) else {
+            return;
+        };
         for (recipient, outcome) in sent.recipients.iter().zip(outcomes) {
             if delivered(outcome) {
                 sent.acknowledged.insert(recipient.clone());

@@ -64,7 +64,9 @@ pub(crate) fn content(seed: u64, id: u64, len: usize) -> Vec<u8> {
     .into_bytes();
     let mut state = seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     while text.len() < len {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let line = match state >> 61 {
             0 => ".\r\n".to_owned(),
             1 => "..stuffed\r\n".to_owned(),
@@ -114,7 +116,10 @@ impl Ledger {
                 self.violate(format!("corrupt: message {id} arrived for {recipient}"));
             }
             let key = (id, recipient);
-            self.receipts.entry(key.clone()).or_default().push(Receipt { at, known: false });
+            self.receipts
+                .entry(key.clone())
+                .or_default()
+                .push(Receipt { at, known: false });
             keys.push(key);
         }
         keys
@@ -124,15 +129,24 @@ impl Ledger {
         let text = String::from_utf8_lossy(content);
         let id = recipients.first().and_then(|to| {
             let to = String::from_utf8_lossy(to).into_owned();
-            to.strip_prefix("bounce-")?.split('@').next()?.parse::<u64>().ok()
+            to.strip_prefix("bounce-")?
+                .split('@')
+                .next()?
+                .parse::<u64>()
+                .ok()
         });
         let Some(id) = id.filter(|id| self.sent.contains_key(id)) else {
             self.violate(format!("a bounce for nobody: {recipients:?}"));
             return;
         };
-        let fields = text.lines().filter_map(|line| line.strip_prefix("Final-Recipient:"));
+        let fields = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("Final-Recipient:"));
         for address in fields.filter_map(|value| value.split(';').nth(1)) {
-            *self.bounces.entry((id, address.trim().to_owned())).or_default() += 1;
+            *self
+                .bounces
+                .entry((id, address.trim().to_owned()))
+                .or_default() += 1;
         }
     }
 
@@ -152,7 +166,11 @@ impl Ledger {
 
     /// Whether the node may send a message again that it sent at `receipt`.
     fn excused(&self, receipt: &Receipt) -> bool {
-        let until = if self.disk_failed { Mono::NEVER } else { receipt.at.after(SETTLE_TIME) };
+        let until = if self.disk_failed {
+            Mono::NEVER
+        } else {
+            receipt.at.after(SETTLE_TIME)
+        };
         let struck = |crash: &Mono| *crash >= receipt.at && *crash <= until;
         !receipt.known || self.crashes.iter().any(struck)
     }
@@ -161,7 +179,11 @@ impl Ledger {
     pub(crate) fn judge(&mut self) {
         let mut found = Vec::new();
         if !self.rot {
-            found.extend(self.missing().into_iter().map(|key| format!("lost: {key:?}")));
+            found.extend(
+                self.missing()
+                    .into_iter()
+                    .map(|key| format!("lost: {key:?}")),
+            );
         }
         for (key, receipts) in &self.receipts {
             let (last, before) = match receipts.split_last() {
@@ -169,7 +191,9 @@ impl Ledger {
                 None => continue,
             };
             for receipt in before.iter().filter(|receipt| !self.excused(receipt)) {
-                found.push(format!("duplicate: {key:?} after {receipt:?}: {receipts:?}"));
+                found.push(format!(
+                    "duplicate: {key:?} after {receipt:?}: {receipts:?}"
+                ));
             }
             if self.bounces.contains_key(key) && !self.excused(last) {
                 found.push(format!("delivered and bounced: {key:?} {receipts:?}"));
@@ -181,7 +205,9 @@ impl Ledger {
 
 /// What arrived is what was sent, behind fields that the node added.
 fn is_faithful(arrived: &[u8], sent: &[u8]) -> bool {
-    let Some(added) = arrived.strip_suffix(sent) else { return false };
+    let Some(added) = arrived.strip_suffix(sent) else {
+        return false;
+    };
     let whole = added.is_empty() || added.ends_with(b"\r\n");
     let fields = added.starts_with(b"Received: ") && !added.windows(4).any(|w| w == b"\r\n\r\n");
     whole && fields

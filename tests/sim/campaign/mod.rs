@@ -77,7 +77,10 @@ impl Scenario {
             options.net = NetFaults::calm();
         }
         if random.below(3) == 0 {
-            options.disk = DiskFaults { rot: options.disk.rot, ..DiskFaults::calm() };
+            options.disk = DiskFaults {
+                rot: options.disk.rot,
+                ..DiskFaults::calm()
+            };
         }
         if random.below(6) == 0 {
             options.disk.capacity = Some(random.within(&(6 << 20..=24 << 20)));
@@ -93,10 +96,18 @@ impl Scenario {
             spread: [0, 500, 10_000][random.index(3)],
             personalities: (0..receivers).map(|_| personality(&random)).collect(),
             trouble: Duration::from_secs(random.within(&(1..=300))),
-            crashes: if random.below(4) == 0 { 0 } else { random.within(&(1..=8)) },
+            crashes: if random.below(4) == 0 {
+                0
+            } else {
+                random.within(&(1..=8))
+            },
             jumps: random.below(4) == 0,
             rot,
-            dns_fails: if random.coin() { random.below(300_000) } else { 0 },
+            dns_fails: if random.coin() {
+                random.below(300_000)
+            } else {
+                0
+            },
             options,
         }
     }
@@ -209,7 +220,14 @@ impl Campaign {
             spread: scenario.spread,
         });
         let control = world.host("control").port();
-        let campaign = Self { scenario, world, node, control, ledger, injector };
+        let campaign = Self {
+            scenario,
+            world,
+            node,
+            control,
+            ledger,
+            injector,
+        };
         campaign.write_messages();
         campaign
     }
@@ -236,7 +254,8 @@ impl Campaign {
 
     fn run(self) -> Report {
         let node = Rc::clone(&self.node);
-        self.control.spawn(Class::Control, node.supervise(self.control.clone()));
+        self.control
+            .spawn(Class::Control, node.supervise(self.control.clone()));
         self.injector.start(self.scenario.sessions);
         let crashes = Rc::clone(&self.ledger);
         note_crashes(&self.control, &self.node.host, crashes);
@@ -257,7 +276,11 @@ impl Campaign {
         Report {
             hash: self.world.trace_hash(),
             violations: std::mem::take(&mut ledger.violations),
-            acknowledged: ledger.sent.values().map(|sent| sent.acknowledged.len()).sum(),
+            acknowledged: ledger
+                .sent
+                .values()
+                .map(|sent| sent.acknowledged.len())
+                .sum(),
             receipts: ledger.receipts.values().map(Vec::len).sum(),
             bounces: ledger.bounces.len(),
             crashes: self.node.host.crashes(),
@@ -268,7 +291,9 @@ impl Campaign {
     fn advance(&self, until: Mono) {
         let end = self.world.run_until(until, STEPS_MAX, || false);
         if end == RunEnd::Steps {
-            self.ledger.borrow_mut().violate(format!("it spins: {STEPS_MAX} turns"));
+            self.ledger
+                .borrow_mut()
+                .violate(format!("it spins: {STEPS_MAX} turns"));
         }
     }
 
@@ -277,18 +302,25 @@ impl Campaign {
         self.node.host.set_disk(DiskFaults::calm());
         self.node.dns_fails.set(0);
         for last in 2..=3 {
-            self.node.host.add_address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)));
+            self.node
+                .host
+                .add_address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)));
         }
     }
 
     /// Lets time pass until everything has ended, by both the ledger and the node.
     fn drain(&self) {
         let empty = Rc::new(Cell::new(None));
-        let (node, port, shared) = (Rc::clone(&self.node), self.control.clone(), Rc::clone(&empty));
+        let (node, port, shared) = (
+            Rc::clone(&self.node),
+            self.control.clone(),
+            Rc::clone(&empty),
+        );
         self.control.spawn(Class::Control, async move {
             loop {
                 shared.set(node.queued(&port).await);
-                port.sleep_until(port.now().after(Duration::from_secs(30))).await;
+                port.sleep_until(port.now().after(Duration::from_secs(30)))
+                    .await;
             }
         });
         let deadline = self.world.now().after(DRAIN_TIME);
@@ -316,7 +348,10 @@ impl Campaign {
         self.node.host.crash(CrashKind::PowerCut);
         self.advance(self.world.now().after(QUIET_TIME));
         if self.counts() != before {
-            let text = format!("settled mail came back: {before:?}, then {:?}", self.counts());
+            let text = format!(
+                "settled mail came back: {before:?}, then {:?}",
+                self.counts()
+            );
             self.ledger.borrow_mut().violate(text);
         }
     }
@@ -346,7 +381,10 @@ fn receivers(world: &SimWorld, scenario: &Scenario, ledger: &Shared) -> HashMap<
         zone.insert(domain, address);
     }
     // One more domain at the first receiver, and (by its absence) one that does not exist.
-    zone.insert(format!("d{}.test", scenario.personalities.len()), receiver_address(0));
+    zone.insert(
+        format!("d{}.test", scenario.personalities.len()),
+        receiver_address(0),
+    );
     zone
 }
 
@@ -398,8 +436,11 @@ impl Trouble {
         }
         self.crashes.set(left - 1);
         let polls = self.port.random() % (1 << (self.port.random() % 12));
-        let kind =
-            if self.port.random() & 1 == 0 { CrashKind::Kill } else { CrashKind::PowerCut };
+        let kind = if self.port.random() & 1 == 0 {
+            CrashKind::Kill
+        } else {
+            CrashKind::PowerCut
+        };
         self.host.crash_after(polls, kind);
     }
 
@@ -448,9 +489,14 @@ fn complain(seed: u64, report: &Report) -> String {
 
 /// The seeds to run: those of the environment, or the smoke seeds.
 fn seeds() -> (std::ops::Range<u64>, bool) {
-    let Ok(text) = std::env::var("POSTRIDER_SIM_SEEDS") else { return (0..SMOKE_SEEDS, false) };
+    let Ok(text) = std::env::var("POSTRIDER_SIM_SEEDS") else {
+        return (0..SMOKE_SEEDS, false);
+    };
     let (from, to) = text.split_once("..").expect("POSTRIDER_SIM_SEEDS=FROM..TO");
-    let number = |text: &str| text.parse::<u64>().expect("POSTRIDER_SIM_SEEDS=FROM..TO, numbers");
+    let number = |text: &str| {
+        text.parse::<u64>()
+            .expect("POSTRIDER_SIM_SEEDS=FROM..TO, numbers")
+    };
     (number(from)..number(to), true)
 }
 
@@ -459,7 +505,9 @@ fn seeds() -> (std::ops::Range<u64>, bool) {
 #[test]
 fn campaigns_keep_the_promises() {
     if std::env::var_os("POSTRIDER_SIM_LOG").is_some() {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .init();
     }
     let (seeds, loud) = seeds();
     let start = Instant::now();
@@ -468,7 +516,13 @@ fn campaigns_keep_the_promises() {
         let report = run(Scenario::draw(seed));
         let counts = [report.acknowledged, report.receipts, report.bounces].map(|n| n as u64);
         let [acknowledged, receipts, bounces] = counts;
-        let counts = [acknowledged, receipts, bounces, report.crashes, report.steps];
+        let counts = [
+            acknowledged,
+            receipts,
+            bounces,
+            report.crashes,
+            report.steps,
+        ];
         for (total, count) in totals.iter_mut().zip(counts) {
             *total += count;
         }
@@ -478,7 +532,10 @@ fn campaigns_keep_the_promises() {
         }
         if loud && seed % 1_000 == 999 {
             let per_second = (seed + 1 - seeds.start) as f64 / start.elapsed().as_secs_f64();
-            eprintln!("seed {seed}: {} failed, {per_second:.0} seeds/s", failed.len());
+            eprintln!(
+                "seed {seed}: {} failed, {per_second:.0} seeds/s",
+                failed.len()
+            );
         }
     }
     let [acknowledged, receipts, bounces, crashes, steps] = totals;
@@ -489,7 +546,10 @@ fn campaigns_keep_the_promises() {
         start.elapsed().as_secs_f64()
     );
     assert!(failed.is_empty(), "violations with seeds {failed:?}");
-    assert!(loud || acknowledged > SMOKE_SEEDS, "the campaigns did next to nothing");
+    assert!(
+        loud || acknowledged > SMOKE_SEEDS,
+        "the campaigns did next to nothing"
+    );
 }
 
 /// One seed is one history, also through the shards.

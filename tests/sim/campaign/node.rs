@@ -84,10 +84,18 @@ impl Node {
                 keys: Arc::clone(&self.keys),
             };
             let me = Rc::clone(self);
-            port.clone().spawn(Class::Control, async move { me.run_shard(port, plan, letters).await });
+            port.clone().spawn(Class::Control, async move {
+                me.run_shard(port, plan, letters).await
+            });
         }
-        let names = Names { zone: Rc::clone(&self.zone), fails: Rc::clone(&self.dns_fails), mesh };
-        control.clone().spawn(Class::Control, names.answer_all(control, questions));
+        let names = Names {
+            zone: Rc::clone(&self.zone),
+            fails: Rc::clone(&self.dns_fails),
+            mesh,
+        };
+        control
+            .clone()
+            .spawn(Class::Control, names.answer_all(control, questions));
     }
 
     async fn run_shard(&self, port: SimPort, plan: Plan, letters: MailReceiver<ShardMessage>) {
@@ -97,8 +105,11 @@ impl Node {
             Ok(shard) => shard.run(letters).await,
             Err(error) => {
                 // As in production: the process ends, and systemd starts it again.
-                self.failures.borrow_mut().push(format!("shard {number}: {error}"));
-                port.sleep_until(port.now().after(Duration::from_secs(1))).await;
+                self.failures
+                    .borrow_mut()
+                    .push(format!("shard {number}: {error}"));
+                port.sleep_until(port.now().after(Duration::from_secs(1)))
+                    .await;
                 self.host.crash(CrashKind::Kill);
             }
         }
@@ -110,10 +121,16 @@ impl Node {
         let mut queued = 0;
         for sender in mesh.iter() {
             let (reply, mut answer) = oneshot::channel();
-            sender.try_send(ShardMessage::Operator(OperatorRequest::Spools(reply))).ok()?;
-            port.sleep_until(port.now().after(Duration::from_secs(1))).await;
+            sender
+                .try_send(ShardMessage::Operator(OperatorRequest::Spools(reply)))
+                .ok()?;
+            port.sleep_until(port.now().after(Duration::from_secs(1)))
+                .await;
             let spools = answer.try_recv().ok()?;
-            queued += spools.iter().map(|(_, status)| status.queued_messages).sum::<u64>();
+            queued += spools
+                .iter()
+                .map(|(_, status)| status.queued_messages)
+                .sum::<u64>();
         }
         Some(queued)
     }
@@ -138,11 +155,17 @@ impl Names {
                     let pause = Duration::from_millis(inner.random() % DNS_TIME_MS);
                     inner.sleep_until(inner.now().after(pause)).await;
                     let failed = inner.random() % 1_000_000 < me.fails.get();
-                    let answer =
-                        if failed { MailAnswer::unavailable() } else { me.answer(&question) };
+                    let answer = if failed {
+                        MailAnswer::unavailable()
+                    } else {
+                        me.answer(&question)
+                    };
                     let answer = Arc::new(answer);
                     let letter = ShardMessage::Resolved { question, answer };
-                    assert!(me.mesh[usize::from(shard)].try_send(letter).is_ok(), "a full mailbox");
+                    assert!(
+                        me.mesh[usize::from(shard)].try_send(letter).is_ok(),
+                        "a full mailbox"
+                    );
                 });
             }
             port.remote_wakes().await;
@@ -150,7 +173,9 @@ impl Names {
     }
 
     fn answer(&self, question: &Question) -> MailAnswer {
-        let Question::Mail(domain) = question else { return MailAnswer::unavailable() };
+        let Question::Mail(domain) = question else {
+            return MailAnswer::unavailable();
+        };
         let Some(address) = self.zone.get(&**domain) else {
             return MailAnswer {
                 mx: Err(DnsFailure::NoSuchDomain),
@@ -159,10 +184,15 @@ impl Names {
             };
         };
         let exchange: Arc<str> = Arc::from(format!("mx-{address}.test"));
-        let addresses =
-            HostAddresses { v4: Ok(vec![*address]), v6: Err(DnsFailure::NoData) };
+        let addresses = HostAddresses {
+            v4: Ok(vec![*address]),
+            v6: Err(DnsFailure::NoData),
+        };
         MailAnswer {
-            mx: Ok(vec![Mx { preference: 10, exchange: Box::from(&*exchange) }]),
+            mx: Ok(vec![Mx {
+                preference: 10,
+                exchange: Box::from(&*exchange),
+            }]),
             addresses: HashMap::from([(exchange, addresses)]),
             lifetime: DNS_LIFETIME,
         }

@@ -17,7 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Starts a receiver on `host`.
 pub(crate) fn start(host: &SimHost, address: SocketAddr, site: Rc<Site>, ledger: Shared) {
     let port = host.port();
-    let mut listener = port.listen(address).expect("the receiver's address is its host's");
+    let mut listener = port
+        .listen(address)
+        .expect("the receiver's address is its host's");
     let acceptor = port.clone();
     port.spawn(Class::Ingress, async move {
         while let Ok(stream) = acceptor.accept(&mut listener).await {
@@ -95,12 +97,17 @@ impl Session {
         let peer = self.stream.peer().ip();
         let mut rest = chunk;
         // The client quits only when it has read every reply.
-        if chunk.windows(6).any(|part| part.eq_ignore_ascii_case(b"QUIT\r\n")) {
+        if chunk
+            .windows(6)
+            .any(|part| part.eq_ignore_ascii_case(b"QUIT\r\n"))
+        {
             self.know_all();
         }
         while !rest.is_empty() {
             let now = self.port.now();
-            let (used, event) = self.receiver.input(rest, &self.site, peer, now, &mut self.out);
+            let (used, event) = self
+                .receiver
+                .input(rest, &self.site, peer, now, &mut self.out);
             rest = &rest[used..];
             match event {
                 None => {}
@@ -138,7 +145,11 @@ impl Session {
     fn know_all(&mut self) {
         let mut ledger = self.ledger.borrow_mut();
         for (key, place) in self.keys.drain(..) {
-            if let Some(receipt) = ledger.receipts.get_mut(&key).and_then(|all| all.get_mut(place)) {
+            if let Some(receipt) = ledger
+                .receipts
+                .get_mut(&key)
+                .and_then(|all| all.get_mut(place))
+            {
                 receipt.known = true;
                 // What counts is when the node could settle it: not before it read the reply.
                 receipt.at = receipt.at.max(self.port.now());
