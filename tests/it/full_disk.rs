@@ -33,7 +33,7 @@ fn submit(life: &Life) -> String {
 }
 
 /// A campaign that is more than the volume holds.
-fn flood(life: &Life, scratch: &Scratch) -> LoadReport {
+fn flood(life: &Life, scratch: &Scratch, codes: &[u16]) -> LoadReport {
     let report = load::run(LoadOptions {
         target: life.address,
         messages: 2500,
@@ -46,8 +46,9 @@ fn flood(life: &Life, scratch: &Scratch) -> LoadReport {
     .unwrap();
     assert!(report.accepted > 0 && report.refused > 0, "{report:?}");
     assert_eq!(report.accepted + report.refused, 2500, "{report:?}");
+    let known = |code| codes.contains(&code);
     assert!(
-        report.refusals.iter().all(|row| row.code == 452),
+        report.refusals.iter().all(|row| known(row.code)),
         "{report:?}"
     );
     // Refused with a reply: nobody was hung up on.
@@ -89,16 +90,17 @@ fn without_space_mail_gets_452_and_what_was_accepted_leaves() {
     let data = volume.path().join("data");
     let mut life = Life::new(&scratch.path().join("node"), &data, there);
     life.start();
-    let report = flood(&life, &scratch);
+    let report = flood(&life, &scratch, &[452]);
     let reply = submit(&life);
     assert!(reply.starts_with("452 4.3.1"), "{reply}");
     assert!(life.runs());
     recover(life, &scratch, there, &report);
 }
 
-// R3, second half: there is space, but no file can be made.
+// R3, second half: there is space, but no file can be made. While the spool probes whether its disk
+// works again, it says 451 4.3.0.
 #[test]
-fn without_inodes_mail_gets_452_and_what_was_accepted_leaves() {
+fn without_inodes_mail_is_refused_for_now_and_what_was_accepted_leaves() {
     if !may_mount() || require("mkfs.ext4").is_none() {
         return;
     }
@@ -117,9 +119,12 @@ fn without_inodes_mail_gets_452_and_what_was_accepted_leaves() {
         fillers.push(path);
         assert!(fillers.len() < 10_000, "the inodes do not end");
     }
-    let report = flood(&life, &scratch);
+    let report = flood(&life, &scratch, &[451, 452]);
     let reply = submit(&life);
-    assert!(reply.starts_with("452 4.3.1"), "{reply}");
+    assert!(
+        reply.starts_with("452 4.3.1") || reply.starts_with("451 4.3.0"),
+        "{reply}"
+    );
     assert!(life.runs());
     for path in fillers {
         fs::remove_file(path).unwrap();
