@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long anything may take before the test calls it a hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -16,6 +16,35 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The program under test.
 pub(crate) fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_postrider"))
+}
+
+/// Whether the long forms are asked for: the README's specification names them.
+pub(crate) fn is_long() -> bool {
+    std::env::var("POSTRIDER_LONG").as_deref() == Ok("1")
+}
+
+/// Looks again and again until it is so, or calls it a hang. Parked in between, so that what is
+/// waited for has the processor.
+pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let patience = if is_long() {
+        10 * PATIENCE
+    } else {
+        3 * PATIENCE
+    };
+    let deadline = Instant::now() + patience;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// What the node at this admin socket says of itself.
+pub(crate) fn status(socket: &Path) -> serde_json::Value {
+    let mut command = program();
+    let output = run(command
+        .args(["ctl", "--json", "status", "--socket"])
+        .arg(socket));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// A directory of one test, removed at its end unless the test fails.
@@ -97,10 +126,20 @@ pub(crate) fn config(scratch: &Scratch, listen: SocketAddr, via: SocketAddr, mor
 impl Daemon {
     /// Starts a daemon whose `[[listener]]` also has the lines `more`, and waits until it is ready.
     pub(crate) fn start(via: SocketAddr, more: &str) -> Self {
+        Self::start_with(via, more, |config| config)
+    }
+
+    /// As [`Daemon::start`], with a configuration that was changed.
+    pub(crate) fn start_with(
+        via: SocketAddr,
+        more: &str,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
         let scratch = Scratch::new();
         std::fs::create_dir(scratch.path().join("data")).unwrap();
         let address = free_address();
-        let config = scratch.file("postrider.toml", config(&scratch, address, via, more));
+        let text = change(config(&scratch, address, via, more));
+        let config = scratch.file("postrider.toml", text);
         let log = std::fs::File::create(scratch.path().join("log")).unwrap();
         let mut child = program()
             .args(["run", "--config"])
@@ -130,6 +169,10 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn status(&self) -> serde_json::Value {
+        status(&self.scratch.path().join("admin.sock"))
     }
 
     /// Ends it in order, and returns its exit code.
@@ -177,7 +220,7 @@ impl Drop for Daemon {
 
 /// The first line of a pipe, or none when nothing comes in time. The rest is read and dropped, so
 /// that the writer never blocks.
-fn first_line(pipe: impl Read + Send + 'static) -> Option<String> {
+pub(crate) fn first_line(pipe: impl Read + Send + 'static) -> Option<String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
         let mut lines = BufReader::new(pipe).lines();

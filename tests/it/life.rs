@@ -1,0 +1,250 @@
+//! life - a daemon that dies and comes back on the same data, and a file system of its own for it.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use postrider::lab::sink::{Sink, SinkOptions};
+
+use crate::harness::{first_line, free_address, program, run, status};
+
+/// A daemon whose directory outlives it; killed when dropped.
+pub(crate) struct Life {
+    pub(crate) address: SocketAddr,
+    directory: PathBuf,
+    configuration: PathBuf,
+    child: Option<Child>,
+}
+
+impl Life {
+    /// Prepares one: its configuration and log are in `directory`, its spool in `data`, everything
+    /// goes to `via`. The segments are small, so that a test soon has several.
+    pub(crate) fn new(directory: &Path, data: &Path, via: SocketAddr) -> Self {
+        let address = free_address();
+        let socket = directory.join("admin.sock");
+        let text = format!(
+            "[node]\nhostname = \"mta.test.example\"\ndata_dir = {data:?}\nshards = 1\n\
+             [admin]\nsocket = {socket:?}\n\
+             [spool]\nsegment_size = \"4MiB\"\nfree_space_min = \"1MiB\"\n\
+             [delivery]\nretry = [\"1s\", \"1s\", \"2s\", \"2s\"]\n\
+             [[route]]\ndomains = [\"*\"]\nvia = \"{via}\"\n\
+             [[listener]]\naddress = \"{address}\"\nrelay_from = [\"127.0.0.0/8\"]\n\
+             max_message_size = \"1MiB\"\n"
+        );
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::create_dir_all(data).unwrap();
+        let configuration = directory.join("postrider.toml");
+        std::fs::write(&configuration, text).unwrap();
+        Self {
+            address,
+            directory: directory.to_owned(),
+            configuration,
+            child: None,
+        }
+    }
+
+    /// Starts it; how long it took until it was ready.
+    pub(crate) fn start(&mut self) -> Duration {
+        let begin = Instant::now();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("log"))
+            .unwrap();
+        let mut child = program()
+            .args(["run", "--config"])
+            .arg(&self.configuration)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let line = first_line(child.stdout.take().unwrap());
+        self.child = Some(child);
+        assert_eq!(line.as_deref(), Some("postrider: ready"), "{}", self.log());
+        begin.elapsed()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// What it says of itself.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        status(&self.directory.join("admin.sock"))
+    }
+
+    /// Recipients that wait or are being sent.
+    pub(crate) fn waiting(&self) -> u64 {
+        let status = self.status();
+        let names = ["ready", "deferred", "in_flight"];
+        names
+            .iter()
+            .map(|name| crate::books::total(&status, name))
+            .sum()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // An error would only say that it has just ended by itself.
+            drop(child.kill());
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(30);
+            eprintln!("the daemon's last words:\n{}", lines[last..].join("\n"));
+        }
+    }
+}
+
+/// Where a laboratory sink can be started later: nobody listens there until then.
+pub(crate) fn place() -> SocketAddr {
+    free_address()
+}
+
+/// The laboratory's receiving side at `place`, its ledger in `directory`.
+pub(crate) fn sink(place: SocketAddr, directory: &Path) -> Sink {
+    let SocketAddr::V4(address) = place else {
+        panic!("a loopback address of IPv4");
+    };
+    let first: Ipv4Addr = *address.ip();
+    Sink::start(SinkOptions {
+        first_address: first,
+        port: address.port(),
+        domains: 1,
+        ledger: Some(directory.to_owned()),
+        ..SinkOptions::default()
+    })
+    .unwrap()
+}
+
+/// Whether this process may mount; says so when it may not.
+pub(crate) fn may_mount() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    let loops = Path::new("/dev/loop-control").exists();
+    if !(root && loops) {
+        use std::io::Write;
+        // Past the capture of the test harness, so that it is seen.
+        std::io::stderr()
+            .write_all(b"SKIPPED: mounting a file system of its own needs root and loop devices\n")
+            .unwrap();
+    }
+    root && loops
+}
+
+/// An ext4 file system of this test's own, in a file, on a loop device; gone when dropped.
+pub(crate) struct Volume {
+    device: String,
+    mount: PathBuf,
+    mounted: bool,
+}
+
+impl Volume {
+    /// Makes and mounts one of `mib` MiB with `inodes` inodes.
+    pub(crate) fn ext4(directory: &Path, mib: u64, inodes: u32) -> Self {
+        let image = directory.join("image");
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        run(Command::new("mkfs.ext4")
+            .args([
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-b",
+                "4096",
+                "-N",
+                &inodes.to_string(),
+            ])
+            .arg(&image));
+        let mount = directory.join("mount");
+        std::fs::create_dir(&mount).unwrap();
+        let output = run(Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(&image));
+        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let mut volume = Self {
+            device,
+            mount,
+            mounted: false,
+        };
+        volume.mount();
+        volume
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    pub(crate) fn mount(&mut self) {
+        run(Command::new("mount")
+            .args(["-t", "ext4", &self.device])
+            .arg(&self.mount));
+        self.mounted = true;
+    }
+
+    pub(crate) fn unmount(&mut self) {
+        run(Command::new("umount").arg(&self.mount));
+        self.mounted = false;
+    }
+
+    /// Cuts the power: nothing more reaches the device, not even the journal
+    /// (EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH).
+    pub(crate) fn cut(&self) {
+        let script = "import fcntl, os, struct, sys\n\
+            fd = os.open(sys.argv[1], os.O_RDONLY)\n\
+            fcntl.ioctl(fd, 0x8004587d, struct.pack('I', 2))\n";
+        run(Command::new("python3")
+            .args(["-c", script])
+            .arg(&self.mount));
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let mut commands = Vec::new();
+        if self.mounted {
+            let mut command = Command::new("umount");
+            command.arg(&self.mount);
+            commands.push(command);
+        }
+        let mut command = Command::new("losetup");
+        command.args(["--detach", &self.device]);
+        commands.push(command);
+        for mut command in commands {
+            match command.status() {
+                Ok(status) if status.success() => {}
+                result => eprintln!("{command:?}: {result:?}"),
+            }
+        }
+    }
+}
+
+/// Seeded numbers (SplitMix64): the same in every run.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (value ^ (value >> 31)) % limit
+    }
+}
