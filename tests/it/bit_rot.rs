@@ -77,7 +77,7 @@ fn damage(path: &Path, dice: &mut Dice) -> (String, u64) {
             (format!("{name}: bit {bit} of byte {at} flipped"), touched)
         }
         1 => {
-            let cut = dice.below(used.min(8 * BLOCK).max(1)) + 1;
+            let cut = dice.below(used.clamp(1, 8 * BLOCK)) + 1;
             let end = used.saturating_sub(cut);
             file.set_len(end).unwrap();
             let gone = cut.div_ceil(SIZE as u64) + touched;

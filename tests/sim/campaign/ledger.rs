@@ -186,9 +186,8 @@ impl Ledger {
             );
         }
         for (key, receipts) in &self.receipts {
-            let (last, before) = match receipts.split_last() {
-                Some((last, before)) => (last, before),
-                None => continue,
+            let Some((last, before)) = receipts.split_last() else {
+                continue;
             };
             for receipt in before.iter().filter(|receipt| !self.excused(receipt)) {
                 found.push(format!(
