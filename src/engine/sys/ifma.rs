@@ -404,7 +404,7 @@ mod x86 {
         n: &Number<N>,
         k0: __m512i,
     ) -> [__m512i; N] {
-        const { assert!(N % 2 == 0) };
+        const { assert!(N.is_multiple_of(2)) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
         for rows in b.as_chunks::<2>().0 {
@@ -433,7 +433,7 @@ mod x86 {
     /// comes too late for the row that clears its limb.
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn square<const N: usize>(a: &Number<N>, n: &Number<N>, k0: __m512i) -> [__m512i; N] {
-        const { assert!(N % 2 == 0) };
+        const { assert!(N.is_multiple_of(2)) };
         let zero = _mm512_setzero_si512();
         let mut sums = [zero; N];
         // 2 a; the multiplier ignores what stands above bit 51, so only bits from below are added.
@@ -622,7 +622,7 @@ mod x86 {
         multiply_by(&mut powers[0], &field.r2, n, k0);
         for index in 2..POWERS {
             let (done, todo) = powers.split_at_mut(index);
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 todo[0] = done[index / 2];
                 square_in_place(&mut todo[0], n, k0);
             } else {
