@@ -150,7 +150,7 @@ pub const DKIM_NAMES_MAX: usize = 64;
 pub const DKIM_JOBS_MAX: usize = 2048;
 
 /// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
-/// 0.7 ms), which is how long signing may keep a shard from its sockets.
+/// 0.9 ms), which is how long signing may keep a shard from its sockets.
 pub const DKIM_BATCH_MAX: usize = 8;
 
 /// Most bytes of signatures that one shard keeps for messages that wait for their next attempt:

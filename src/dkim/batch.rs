@@ -165,7 +165,7 @@ impl Signer {
     }
 
     /// Does one batch of work, the kind whose oldest signature waits longest, and appends the jobs
-    /// that are complete. Costs at most as much as one full batch of the lane engine (0.7 ms for
+    /// that are complete. Costs at most as much as one full batch of the lane engine (0.9 ms for
     /// RSA-2048), or one signature where the lanes cannot help.
     pub fn run_batch(&mut self, out: &mut Vec<Signed>) {
         let oldest = |kind: &usize| self.queues[*kind].front().map_or(u64::MAX, |front| front.0);

@@ -622,7 +622,7 @@ mod x86 {
         multiply_by(&mut powers[0], &field.r2, n, k0);
         for index in 2..POWERS {
             let (done, todo) = powers.split_at_mut(index);
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 todo[0] = done[index / 2];
                 square_in_place(&mut todo[0], n, k0);
             } else {
