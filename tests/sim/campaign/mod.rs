@@ -264,7 +264,7 @@ impl Campaign {
             host: self.node.host.clone(),
             crashes: Cell::new(self.scenario.crashes),
             jumps: self.scenario.jumps,
-            crashing: self.scenario.crashes > 0,
+            crashing: self.scenario.crashes + u64::from(self.scenario.options.disk.read_error) > 0,
         };
         let end = self.world.now().after(self.scenario.trouble);
         self.control.spawn(Class::Background, trouble.run(end));
