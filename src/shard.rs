@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::Snapshot;
 use crate::dkim::KeyRing;
 use crate::engine::mesh::MailReceiver;
-use crate::engine::{Class, NetError, Port, Signal};
+use crate::engine::{Class, NetError, Port, Signal, yield_now};
 use crate::limits;
 use crate::queue::Queue;
 use crate::service::dispatch::Dispatch;
@@ -189,7 +189,7 @@ impl<P: Port> Shard<P> {
             );
         }
         for ((_, spool), cursor) in spools.iter().zip(cursors) {
-            let load = restore(port.clone(), Rc::clone(&dispatch), spool.clone(), cursor);
+            let load = restore(Rc::clone(&dispatch), spool.clone(), cursor);
             port.spawn(Class::Background, load);
         }
         let keeper = Rc::clone(&dispatch);
@@ -212,12 +212,7 @@ impl<P: Port> Shard<P> {
 }
 
 /// Gives the brain what recovery found, a portion per turn, so that new mail is accepted meanwhile.
-async fn restore<P: Port>(
-    port: P,
-    dispatch: Rc<Dispatch<P>>,
-    spool: Spooler<P>,
-    mut cursor: LoadCursor,
-) {
+async fn restore<P: Port>(dispatch: Rc<Dispatch<P>>, spool: Spooler<P>, mut cursor: LoadCursor) {
     loop {
         let portion = spool.load(&mut cursor, limits::RESTORE_PORTION).await;
         if portion.is_empty() {
@@ -226,8 +221,7 @@ async fn restore<P: Port>(
         for loaded in portion {
             dispatch.restore(loaded);
         }
-        // A deadline in the past still lets every other ready task run first.
-        port.sleep_until(port.now()).await;
+        yield_now().await;
     }
 }
 

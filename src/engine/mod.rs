@@ -9,6 +9,6 @@ pub mod sim;
 pub mod sys;
 pub mod uring;
 
-pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream};
+pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, yield_now};
 pub use sys::block::Block;
 pub use sys::ifma;

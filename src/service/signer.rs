@@ -25,7 +25,7 @@ use crate::dkim::{
     Choice, KeyRing, Report, SignOptions, Signed, Signer, SignerConfig, Ticket, Unsigned,
     body_start, prepare,
 };
-use crate::engine::{Port, Signal};
+use crate::engine::{Port, Signal, yield_now};
 use crate::limits;
 use crate::message::header::{self, HeaderScan};
 use crate::service::held::Held;
@@ -169,14 +169,23 @@ impl<P: Port> SignService<P> {
         fields.unwrap_or(Err(SignError::Failed))
     }
 
+    /// Gives the shard a turn to bring more work, and another as long as each turn does, until the
+    /// lanes are full. A lone message waits one turn, which is no wait for anything.
+    async fn gather(&self) {
+        let mut pending = 0;
+        while self.signer.borrow().pending() > pending && pending < limits::DKIM_BATCH_MAX {
+            pending = self.signer.borrow().pending();
+            yield_now().await;
+        }
+    }
+
     /// Runs batches while there is work; runs for ever.
     pub async fn run(self: Rc<Self>) {
         let mut signed = Vec::new();
         loop {
             self.work.raised().await;
             while self.signer.borrow().pending() > 0 {
-                // A deadline in the past lets every ready task run first: they fill the lanes.
-                self.port.sleep_until(self.port.now()).await;
+                self.gather().await;
                 let before = self.report();
                 self.signer.borrow_mut().run_batch(&mut signed);
                 raise_alarms(before, self.report());
