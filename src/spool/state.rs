@@ -163,6 +163,8 @@ pub(super) struct Void {
 pub(super) struct Failure {
     pub(super) retry_at: Mono,
     pub(super) probing: bool,
+    /// What new mail is told: only no space, or also no trust.
+    pub(super) refusal: AppendError,
 }
 
 /// One shard's spool, without its files.
@@ -316,8 +318,11 @@ impl Spool {
 
     /// Whether new mail is taken now.
     pub fn may_append(&self) -> Result<(), AppendError> {
-        if self.closing || self.mail_failure.is_some() || self.state_failure.is_some() {
+        if self.closing {
             return Err(AppendError::Failed);
+        }
+        if let Some(failure) = self.mail_failure.or(self.state_failure) {
+            return Err(failure.refusal);
         }
         if self.settlements.len() > limits::SPOOL_SETTLEMENTS_WAITING_MAX {
             return Err(AppendError::Failed);
@@ -663,20 +668,21 @@ impl Spool {
     /// A write or a creation failed: refuse, and probe later.
     pub(super) fn fail(&mut self, log: Log, outcome: Outcome, now: Mono) {
         let retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
+        let refusal = match outcome {
+            Outcome::Full => AppendError::Full,
+            Outcome::Done | Outcome::Failed => AppendError::Failed,
+        };
         let failure = Some(Failure {
             retry_at,
             probing: false,
+            refusal,
         });
         match log {
             Log::Message => self.mail_failure = failure,
             Log::State => self.state_failure = failure,
         }
         if log == Log::Message {
-            let error = match outcome {
-                Outcome::Full => AppendError::Full,
-                Outcome::Done | Outcome::Failed => AppendError::Failed,
-            };
-            self.refuse_waiting(error);
+            self.refuse_waiting(refusal);
         }
     }
 
