@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use postrider::lab::sink::{Sink, SinkOptions};
 
-use crate::harness::{first_line, free_address, program, run, status};
+use crate::harness::{first_line, free_address, program, run, status, wait_until};
 
 /// A daemon whose directory outlives it; killed when dropped.
 pub(crate) struct Life {
@@ -200,7 +200,12 @@ impl Volume {
     }
 
     pub(crate) fn unmount(&mut self) {
-        run(Command::new("umount").arg(&self.mount));
+        // The kernel lets go of a killed daemon's rings, and of their files, a little later.
+        wait_until("the unmount", || {
+            let mut umount = Command::new("umount");
+            umount.arg(&self.mount).stderr(Stdio::null());
+            umount.status().unwrap().success()
+        });
         self.mounted = false;
     }
 
@@ -218,20 +223,14 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        let mut commands = Vec::new();
         if self.mounted {
-            let mut command = Command::new("umount");
-            command.arg(&self.mount);
-            commands.push(command);
+            self.unmount();
         }
         let mut command = Command::new("losetup");
         command.args(["--detach", &self.device]);
-        commands.push(command);
-        for mut command in commands {
-            match command.status() {
-                Ok(status) if status.success() => {}
-                result => eprintln!("{command:?}: {result:?}"),
-            }
+        match command.status() {
+            Ok(status) if status.success() => {}
+            result => eprintln!("{command:?}: {result:?}"),
         }
     }
 }

@@ -66,7 +66,10 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     println!("{cuts} cuts, slowest start {slowest:?}, {report:?}, {verdict:?}");
     assert_eq!(verdict.acknowledged, report.accepted);
     assert_eq!((verdict.lost, verdict.corrupt), (0, 0), "{verdict:?}");
-    assert_eq!(verdict.unknown, 0, "{verdict:?}");
+    // The ledger does not list what was answered 451 after the cut. Such a message may be whole on
+    // the disk, and nothing could be written any more to take it back: it may come twice, under the
+    // number of each try.
+    assert!(verdict.unknown <= report.retried, "{verdict:?}");
     if is_long() {
         assert!(slowest <= Duration::from_secs(5), "{slowest:?}");
     }
