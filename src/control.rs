@@ -1,7 +1,8 @@
-//! control - the control thread: name resolution, the admin socket, key files, on tokio, off the hot path.
+//! control - the control thread: name resolution, the admin socket, key files, on tokio, off the
+//! hot path.
 //!
-//! Role: answer the shards' DNS questions with hickory-resolver (its traits want Send futures, so it
-//! cannot live on a shard), and turn admin calls into letters to the shards and back.
+//! Role: answer the shards' DNS questions with hickory-resolver (its traits want Send futures, so
+//! it cannot live on a shard), and turn admin calls into letters to the shards and back.
 //! Flow: `Question` -> hickory -> `MailAnswer` -> mailbox of the shard that asked; admin `Call` ->
 //! `OperatorRequest` per shard -> one answer.
 //! Shard: none; it shares nothing with them but mailboxes.
@@ -47,8 +48,8 @@ pub struct Names(mpsc::UnboundedSender<(u16, Question)>);
 pub type Questions = mpsc::UnboundedReceiver<(u16, Question)>;
 
 impl Names {
-    /// The way for questions. Unbounded, yet finite: a shard asks each name once at a time, and only
-    /// for recipients that it holds.
+    /// The way for questions. Unbounded, yet finite: a shard asks each name once at a time, and
+    /// only for recipients that it holds.
     #[must_use]
     pub fn channel() -> (Self, Questions) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -72,8 +73,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the thread; the admin socket exists when this returns. `keys` is how the key files were
-    /// before the node read them.
+    /// Starts the thread; the admin socket exists when this returns. `keys` is how the key files
+    /// were before the node read them.
     ///
     /// # Errors
     /// The DNS configuration cannot be read, the admin socket cannot be made, or no thread.

@@ -10,12 +10,12 @@
 pub const SHARDS_MAX: u16 = 1024;
 const _: () = assert!(SHARDS_MAX <= 1 << 12);
 
-/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below it;
-/// beyond it sessions wait in line for a buffer.
+/// Receive buffers of one shard: 50 busy pipelining sessions with 4 unread chunks each stay below
+/// it; beyond it sessions wait in line for a buffer.
 pub const RECV_BUFFERS: u16 = 256;
 
-/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With 256
-/// of them 4 MiB per shard, touched only when used.
+/// Bytes of a receive buffer: a 10 KiB message with its commands arrives in one completion. With
+/// 256 of them 4 MiB per shard, touched only when used.
 pub const RECV_BUFFER_BYTES: usize = 16 << 10;
 
 /// Most received chunks that wait for a session's reader before its receive is paused: a pipelining
@@ -27,8 +27,8 @@ const _: () = assert!(RECV_UNREAD_MAX * 50 < RECV_BUFFERS);
 /// backlog, which refuses on its own.
 pub const ACCEPTED_AHEAD_MAX: usize = 128;
 
-/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about a
-/// microsecond each, half a millisecond.
+/// Most tasks polled in one turn, so that a storm of wakes cannot keep the kernel waiting: at about
+/// a microsecond each, half a millisecond.
 pub const TASKS_PER_TURN: usize = 512;
 
 // ---- message ----
@@ -145,8 +145,8 @@ pub const DKIM_SIGNED_FIELDS_MAX: usize = 1000;
 /// Most different field names that may be signed: the 27 of ours and room for the operator's.
 pub const DKIM_NAMES_MAX: usize = 64;
 
-/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work; the
-/// spool is the place to wait longer.
+/// Most signing jobs (messages) that wait in one shard: about a quarter of a second of RSA work;
+/// the spool is the place to wait longer.
 pub const DKIM_JOBS_MAX: usize = 2048;
 
 /// Most RSA operations in one batch: one per lane. A batch takes under a millisecond (measured:
@@ -188,8 +188,8 @@ pub const ROUTES_MAX: usize = 100_000;
 
 // ---- spool ----
 
-/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product promises,
-/// so that trace fields still fit.
+/// Largest message the spool takes, in bytes of content: above the 100 MiB that the product
+/// promises, so that trace fields still fit.
 pub const SPOOL_MESSAGE_BYTES_MAX: u64 = 128 << 20;
 
 /// Largest encoded envelope: the index keeps the size of a record's head in 16 bits of 64 bytes.
@@ -197,8 +197,8 @@ pub const SPOOL_ENVELOPE_BYTES_MAX: usize = 4_190_000;
 const _: () = assert!(SPOOL_ENVELOPE_BYTES_MAX + 64 <= 64 * u16::MAX as usize);
 const _: () = assert!(RECIPIENTS_MAX <= u16::MAX as u32);
 
-/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10 KiB
-/// per second, and small enough that freeing one soon matters.
+/// Bytes of a message segment unless configured otherwise: 160 ms of mail at 40,000 messages of 10
+/// KiB per second, and small enough that freeing one soon matters.
 pub const SPOOL_SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Smallest segment: on small file systems segments shrink, below this headers would dominate.
@@ -217,8 +217,8 @@ pub const SPOOL_STATE_SEGMENT_BYTES_MIN: u64 = 256 << 10;
 const _: () =
     assert!(SPOOL_SETTLEMENTS_PER_GROUP_MAX * 32 * 2 < SPOOL_STATE_SEGMENT_BYTES_MIN as usize);
 
-/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond of
-/// writing, so that a message waits for two groups well below 5 ms.
+/// A commit group grows to this, unless one message alone is larger: at 2 GB/s half a millisecond
+/// of writing, so that a message waits for two groups well below 5 ms.
 pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// Groups of one log in flight at once: enough to keep an NVMe queue busy, few enough that a torn
@@ -392,8 +392,8 @@ pub const ADMIN_CALLS_MAX: usize = 16;
 /// costs nothing per message, small enough that a counter that is watched is never far ahead.
 pub const LAB_LEDGER_BATCH: usize = 64 * 1024;
 
-/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have 1024
-/// descriptors where nobody raised the limit.
+/// Most sites (addresses) of one sink: each costs a listener per thread, and a process may have
+/// 1024 descriptors where nobody raised the limit.
 pub const LAB_SITES_MAX: u32 = 512;
 
 /// Most domains of one sink: their names are computed, not stored; five digits keep them short.

@@ -1,11 +1,11 @@
 //! node - boot order, the control thread's duties, drain, shutdown.
 //!
-//! Boot: lock the data directory; start one thread per shard, which makes its engine and its mailbox;
-//! exchange mailboxes; recover spools and open listeners; only when all of that has worked is the node
-//! ready. Whatever fails ends the node with one error that says what to change.
-//! Shutdown: every shard drains (finishes what is in hand, refuses new mail, makes its logs durable)
-//! and ends; a second signal, or a shard that does not end in time, ends the process without more
-//! ado, which the spool survives as it survives a crash.
+//! Boot: lock the data directory; start one thread per shard, which makes its engine and its
+//! mailbox; exchange mailboxes; recover spools and open listeners; only when all of that has worked
+//! is the node ready. Whatever fails ends the node with one error that says what to change.
+//! Shutdown: every shard drains (finishes what is in hand, refuses new mail, makes its logs
+//! durable) and ends; a second signal, or a shard that does not end in time, ends the process
+//! without more ado, which the spool survives as it survives a crash.
 
 use std::collections::BTreeSet;
 use std::fmt;

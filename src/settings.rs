@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{self, Snapshot};
 use crate::dkim::{Identity, KeyRing, PrivateKey, RingError, SignOptions};
@@ -58,8 +59,8 @@ pub fn queue(snapshot: &Snapshot, shard: u16, shards: u16, seed: u64) -> QueueCo
     }
 }
 
-/// Whether every shard sends what it stores itself, each with its own share of a path's connections,
-/// instead of handing it to the one home shard of the path.
+/// Whether every shard sends what it stores itself, each with its own share of a path's
+/// connections, instead of handing it to the one home shard of the path.
 ///
 /// Both keep the limit exact: the shares are fixed and add up to it. Spreading saves two letters
 /// between threads per message (two shards, 4 round trips in, DATA out: a third of the CPU), but it
@@ -127,6 +128,12 @@ pub fn dispatch(snapshot: &Snapshot, shard: u16, shards: u16) -> Settings {
         routes: routes(snapshot),
         own: own(snapshot),
         mail_port: delivery.port,
+        // Twice the longest delay leaves room for its jitter.
+        wait_max: delivery
+            .retry
+            .iter()
+            .max()
+            .map_or(Duration::ZERO, |longest| *longest * 2),
         connect_timeout: delivery.connect_timeout,
         client,
     }

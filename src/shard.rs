@@ -65,7 +65,7 @@ impl fmt::Display for BootError {
                         f.write_str("; this host has no such address: see `ip address`")
                     }
                     NetError::Denied => f.write_str(
-                        "; a port below 1024 needs CAP_NET_BIND_SERVICE (the systemd unit grants it)",
+                        "; a port below 1024 needs CAP_NET_BIND_SERVICE, as the systemd unit has it",
                     ),
                     _ => Ok(()),
                 }
@@ -101,7 +101,8 @@ impl<P: Port> Shard<P> {
                 .await
                 .map_err(BootError::Spool)?;
             if found.report.is_damaged() {
-                tracing::error!(spool = number, damage = ?found.report.damage, "recovery found damage");
+                let damage = &found.report.damage;
+                tracing::error!(spool = number, ?damage, "recovery found damage");
             }
             queued += found.queued_messages;
             cursors.push(found.cursor);

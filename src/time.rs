@@ -1,8 +1,8 @@
 //! time - the two clocks, as values.
 //!
 //! What: `Mono`, for deadlines and durations, and `Wall`, for dates that leave the process.
-//! Why this way: pure code takes the time as an argument, so the simulator can own it; two types, so
-//! that a deadline is never computed from a clock that the operator may set back by an hour.
+//! Why this way: pure code takes the time as an argument, so the simulator can own it; two types,
+//! so that a deadline is never computed from a clock that the operator may set back by an hour.
 
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ impl Wall {
 mod tests {
     use super::*;
 
-    // Arithmetic at both ends saturates: a deadline computed from garbage is far away, never a panic.
+    // Arithmetic at both ends saturates: a deadline computed from garbage is far away, never a
+    // panic.
     #[test]
     fn arithmetic_saturates() {
         assert_eq!(Mono(5).after(Duration::MAX), Mono::NEVER);

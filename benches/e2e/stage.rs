@@ -165,7 +165,7 @@ impl Running {
             if Instant::now() >= deadline {
                 return Err(format!("{} did not end within {within:?}", self.name));
             }
-            thread::sleep(LOOK);
+            thread::park_timeout(LOOK);
         }
     }
 
@@ -411,7 +411,7 @@ impl Daemon {
             if Instant::now() >= deadline {
                 return Err(format!("{names:?} is {now} after {most:?}, not {wanted}"));
             }
-            thread::sleep(LOOK);
+            thread::park_timeout(LOOK);
         }
     }
 }

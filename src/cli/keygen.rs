@@ -9,8 +9,8 @@ use crate::dkim::{KeyKind, keygen};
 
 /// Make a DKIM key and print the DNS record to publish
 ///
-/// The private key goes into a new file that only its owner may read. Publish the record first, wait
-/// until `postrider check dkim DOMAIN` finds it, then add the key to the configuration.
+/// The private key goes into a new file that only its owner may read. Publish the record first,
+/// wait until `postrider check dkim DOMAIN` finds it, then add the key to the configuration.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     postrider keygen --domain example.com --selector s1\n  \

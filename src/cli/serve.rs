@@ -1,5 +1,5 @@
-//! serve - what `postrider run` does between its configuration and its end: start the node, say that
-//! it is ready, wait for a signal, drain.
+//! serve - what `postrider run` does between its configuration and its end: start the node, say
+//! that it is ready, wait for a signal, drain.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ fn announce() -> std::io::Result<()> {
     stdout.flush()
 }
 
-/// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails the
-/// engine says what it lacks.
+/// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails
+/// the engine says what it lacks.
 fn raise_limits() {
     for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
         let raised = getrlimit(resource).and_then(|(soft, hard)| {

@@ -185,10 +185,14 @@ pub const SECTIONS: &[Section] = &[
     table("signing", "How mail is signed (DKIM, RFC 6376)."),
     array(
         "dkim",
-        "A signing key. A message is signed when its From domain matches: by the rows of exactly that \
-         domain, else of the nearest \"*.parent\", else of \"*\"; all rows of the rule found sign, so \
-         that two algorithms and two selectors can be active at once. A key file that changes is read \
-         again while the daemon runs (at once on SIGHUP); one that cannot be used leaves the old keys \
+        "A signing key. A message is signed when its From domain matches: by the rows of exactly \
+         that \
+         domain, else of the nearest \"*.parent\", else of \"*\"; all rows of the rule found \
+         sign, so \
+         that two algorithms and two selectors can be active at once. A key file that changes is \
+         read \
+         again while the daemon runs (at once on SIGHUP); one that cannot be used leaves the old \
+         keys \
          at work.",
     ),
     array(
@@ -497,7 +501,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Choice(&["unsigned", "reject", "platform"]),
         Absent::Default("\"unsigned\""),
         "\"reject\"",
-        "What happens to mail whose From domain has no key: it goes out unsigned, it is refused with \
+        "What happens to mail whose From domain has no key: it goes out unsigned, it is refused \
+         with \
          550 when it is submitted, or the platform's keys alone sign it.",
     ),
     row(
@@ -511,7 +516,8 @@ pub const PARAMETERS: &[Parameter] = &[
         ]),
         Absent::Default("\"relaxed/relaxed\""),
         "\"relaxed/simple\"",
-        "The c= of signatures, header/body. What is not relaxed breaks when a relay folds a field or \
+        "The c= of signatures, header/body. What is not relaxed breaks when a relay folds a field \
+         or \
          removes a trailing blank.",
     ),
     row(
@@ -520,7 +526,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::FieldNames,
         Absent::Default("[]"),
         "[\"X-Customer\", \"X-Entity-ID\"]",
-        "Header fields that are signed besides From, To, Cc, Subject, Date and the others that always \
+        "Header fields that are signed besides From, To, Cc, Subject, Date and the others that \
+         always \
          are, and that nobody may add afterwards.",
     ),
     row(
@@ -532,7 +539,8 @@ pub const PARAMETERS: &[Parameter] = &[
         },
         Absent::Means("signatures do not expire"),
         "\"14d\"",
-        "The x= of signatures: how long after signing they count. Longer than delivery.expire, since \
+        "The x= of signatures: how long after signing they count. Longer than delivery.expire, \
+         since \
          a message is signed once, before its first attempt.",
     ),
     row(
@@ -541,7 +549,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Pattern,
         Absent::Refused,
         "\"example.com\"",
-        "The From domain that this key signs for: \"example.com\" is itself only, \"*.example.com\" \
+        "The From domain that this key signs for: \"example.com\" is itself only, \
+         \"*.example.com\" \
          what is below it, \"*\" everything that has no other row.",
     ),
     row(
@@ -566,7 +575,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Path,
         Absent::Refused,
         "\"/etc/postrider/dkim/example.com.pem\"",
-        "The file of the private key, in PEM: RSA from 2048 bits or Ed25519. Nobody but its owner may \
+        "The file of the private key, in PEM: RSA from 2048 bits or Ed25519. Nobody but its owner \
+         may \
          read it (mode 0600). `postrider keygen` makes one.",
     ),
     row(

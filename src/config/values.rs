@@ -271,7 +271,8 @@ pub fn field_name(text: &str) -> Result<Arc<str>, ValueError> {
 /// Reads "@example.com" or "news@example.com"; the domain comes out in lower case.
 ///
 /// # Errors
-/// No @, characters that the i= tag would have to encode (RFC 6376 2.11), or not a domain behind it.
+/// No @, characters that the i= tag would have to encode (RFC 6376 2.11), or not a domain behind
+/// it.
 pub fn identity(text: &str) -> Result<Arc<str>, ValueError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/?^_`{|}~.".contains(&b);
     match text.rsplit_once('@') {

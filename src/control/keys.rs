@@ -1,10 +1,10 @@
 //! control::keys - key files that change while the node runs.
 //!
-//! Role: look at the files every few seconds, and at once when asked; where one has changed, load all
-//! of them into a new ring and send it to every shard.
+//! Role: look at the files every few seconds, and at once when asked; where one has changed, load
+//! all of them into a new ring and send it to every shard.
 //! Limits: `limits::KEY_LOOK_EVERY` between looks; loading happens on a thread that may block.
-//! Failure: what cannot be loaded leaves the old keys at work, is said once, and is tried again with
-//! every look until it can (a mode that is put right does not show in the stamp).
+//! Failure: what cannot be loaded leaves the old keys at work, is said once, and is tried again
+//! with every look until it can (a mode that is put right does not show in the stamp).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,7 +142,8 @@ mod tests {
         keygen(KeyKind::Ed25519).unwrap().write(path).unwrap();
     }
 
-    // An unchanged file is left alone; a new one makes a new ring; a bad one none, until it is good.
+    // An unchanged file is left alone; a new one makes a new ring; a bad one none, until it is
+    // good.
     #[test]
     fn changes_are_found() {
         let name = format!("postrider-keywatch-{}", std::process::id());

@@ -3,10 +3,10 @@
 //! What: the trait that the services are written against. Implementations: `uring` (production) and
 //! `sim` (seeded, virtual time, one thread); the very same drivers run on both.
 //! Why this way: a future here is local to its shard (never `Send`), buffers that the kernel may
-//! still own are moved in and handed back, and an input or a deadline is the only thing a driver can
-//! wait for, so that the simulator tests the drivers and not an executor.
-//! Shard: each shard has a port of its own; a port and what it made never leave their thread, except
-//! [`RemoteWaker`].
+//! still own are moved in and handed back, and an input or a deadline is the only thing a driver
+//! can wait for, so that the simulator tests the drivers and not an executor.
+//! Shard: each shard has a port of its own; a port and what it made never leave their thread,
+//! except [`RemoteWaker`].
 
 use std::cell::Cell;
 use std::fmt;
@@ -189,8 +189,8 @@ pub trait Port: Clone + 'static {
     /// The size of an open file in bytes.
     fn file_len(&self, file: &Self::File) -> io::Result<u64>;
 
-    /// Writes `block` at `offset` (both multiples of 4096) and returns once it is on stable storage,
-    /// handing the block back. After an error nothing is known about that range.
+    /// Writes `block` at `offset` (both multiples of 4096) and returns once it is on stable
+    /// storage, handing the block back. After an error nothing is known about that range.
     fn write_durable(
         &self,
         file: &Self::File,
@@ -294,8 +294,8 @@ impl Signal {
     }
 }
 
-/// Lets every other ready task of the shard run, and one turn of the event loop pass, without waiting
-/// for anything: a deadline that has passed already is ready at once and yields nothing.
+/// Lets every other ready task of the shard run, and one turn of the event loop pass, without
+/// waiting for anything: a deadline that has passed already is ready at once and yields nothing.
 pub async fn yield_now() {
     let mut yielded = false;
     poll_fn(|context| {

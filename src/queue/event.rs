@@ -41,7 +41,8 @@ pub enum CauseKind {
     Settled,
     /// 4xx for this recipient or message; the path is healthy.
     Recipient,
-    /// 421, or 4xx to the greeting or EHLO: the host wants less. The path sleeps (RFC 5321 4.5.4.1).
+    /// 421, or 4xx to the greeting or EHLO: the host wants less. The path sleeps (RFC 5321
+    /// 4.5.4.1).
     Host,
     /// Refused, reset, timed out, no route.
     Connection,
@@ -209,8 +210,8 @@ pub enum Action {
         /// The next attempt, not before.
         next: Mono,
     },
-    /// Too old, or ended by the operator: report, settle, then answer with `Outcome { deferred: None }`
-    /// (or with whom to keep, where the report could not be made).
+    /// Too old, or ended by the operator: report, settle, then answer with `Outcome { deferred:
+    /// None }` (or with whom to keep, where the report could not be made).
     Expired {
         /// The entry.
         entry: EntryId,

@@ -320,8 +320,9 @@ impl<T> Queue<T> {
         let factor = 1u32.checked_shl(path.failures - 1).unwrap_or(u32::MAX);
         let delay = backoff.first.saturating_mul(factor).min(backoff.max);
         path.backoff_until = now.after(jitter(delay, BACKOFF_JITTER_PERCENT, &mut self.random));
-        // One connection asks whether the host takes mail again. With two, a host that takes one at a
-        // time refuses the other each time, and the path sleeps while the first stays without work.
+        // One connection asks whether the host takes mail again. With two, a host that takes one at
+        // a time refuses the other each time, and the path sleeps while the first stays without
+        // work.
         path.window = 1;
         path.successes = 0;
         if path.failures >= backoff.failures_max.max(1) {

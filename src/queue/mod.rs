@@ -21,7 +21,8 @@
 //!   it sleeps, longer each time; its entries stay ready. After `failures_max` in a row they count
 //!   an attempt and are deferred, so that they expire in the end. Failures while a path sleeps
 //!   belong to the same one.
-//! - An entry that has reached its expiry when it is due, or when it would be assigned, is handed out
+//! - An entry that has reached its expiry when it is due, or when it would be assigned, is handed
+//! out
 //!   as `Expired`. Entries of a suspended path wait for `Resume`.
 //! - One event moves at most `limits::QUEUE_WORK_MAX` entries; the rest follows with a `WakeAt`.
 //!
@@ -286,10 +287,6 @@ impl<T> Queue<T> {
                     attempts,
                     payload,
                 };
-                // A due date was written by a clock that may have been set back since: it never
-                // makes an entry wait longer than the schedule could have.
-                let longest = self.config.retry.delay(attempts.max(1)).saturating_mul(2);
-                let due = due.min(now.after(longest));
                 self.enqueue(path, fresh, age, due, now, actions);
             }
             Event::Connected { connection, slots } => {
@@ -483,8 +480,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Schedules the next attempt. `attempted` is false for an entry whose report could not be made:
-    /// it is past its expiry already and only waits.
+    /// Schedules the next attempt. `attempted` is false for an entry whose report could not be
+    /// made: it is past its expiry already and only waits.
     fn defer(&mut self, index: u32, attempted: bool, now: Mono, actions: &mut Vec<Action>) {
         let entry = self.slab.at_mut(index);
         assert!(

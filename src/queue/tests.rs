@@ -271,8 +271,8 @@ fn slow_start_doubles_to_the_limit() {
     assert_eq!(desk.report().window, 7);
 }
 
-// Dials fail: the path sleeps longer each time, its entries stay ready; at the third failure in a row
-// they count an attempt; in the end they expire, and nothing else happens to them.
+// Dials fail: the path sleeps longer each time, its entries stay ready; at the third failure in a
+// row they count an attempt; in the end they expire, and nothing else happens to them.
 #[test]
 fn a_dead_site_sleeps_defers_and_expires() {
     let config = QueueConfig {
@@ -371,11 +371,12 @@ fn a_421_is_about_the_host() {
         panic!("it sleeps")
     };
     assert_eq!(dials(&desk.apply(Event::Wake, Mono(wake.0 - 1))), []);
-    assert_eq!(dials(&desk.apply(Event::Wake, wake)).len(), 2);
+    // One connection asks; two would keep a host that takes one at a time saying 421 for ever.
+    assert_eq!(dials(&desk.apply(Event::Wake, wake)).len(), 1);
 }
 
-// What was not tried, and the rest of a message with too many recipients, goes out at once and counts
-// no attempt; a host that takes none of the rest gets no busy loop.
+// What was not tried, and the rest of a message with too many recipients, goes out at once and
+// counts no attempt; a host that takes none of the rest gets no busy loop.
 #[test]
 fn untried_and_next_batch_count_no_attempt() {
     let mut desk = Desk::new(QueueConfig::default());

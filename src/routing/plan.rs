@@ -76,8 +76,8 @@ impl Own {
 /// What must be known about a domain before [`plan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
-    /// Ask for MX records of this name. It ends in a dot: no search list may be applied, or mail for
-    /// a single-label domain would go to a neighbour.
+    /// Ask for MX records of this name. It ends in a dot: no search list may be applied, or mail
+    /// for a single-label domain would go to a neighbour.
     Mx(String),
     /// Nothing: an address literal. [`plan`] takes any answer.
     Nothing,
@@ -217,7 +217,8 @@ fn from_records(records: &[Mx], own: &Own, random: &mut dyn FnMut() -> u64) -> P
 }
 
 /// Follows CNAME records, (owner, target), from `name` to the name that carries the data: for
-/// resolvers that hand out the records of an answer as they came. A chain that loops or is longer than
+/// resolvers that hand out the records of an answer as they came. A chain that loops or is longer
+/// than
 /// `limits::CNAME_CHAIN_MAX` is a fault of the zone, which may be mended: temporary.
 ///
 /// # Errors
@@ -271,8 +272,8 @@ mod tests {
         plan(&domain(name), mx, &own, &mut chance(1))
     }
 
-    // Over 10,000 draws, each of three equal MX is first in a third of them, +-2 %; and all six orders
-    // appear about equally often.
+    // Over 10,000 draws, each of three equal MX is first in a third of them, +-2 %; and all six
+    // orders appear about equally often.
     #[test]
     fn equal_preference_is_randomised() {
         let mut random = chance(42);

@@ -4,8 +4,8 @@
 //! reputation are the receiver's. [`site_name`] rolls a plan up: known providers by the suffix of
 //! their hosts, everything else by its host names with their numbers replaced by `#`, sorted.
 //! Best effort: two names for one receiver cost a limit that is kept twice; one name for two
-//! receivers would throttle one for the other, so names are only joined where they differ in numbers
-//! left of the registered domain (`mx1.126.com` and `mx1.163.com` are two).
+//! receivers would throttle one for the other, so names are only joined where they differ in
+//! numbers left of the registered domain (`mx1.126.com` and `mx1.163.com` are two).
 
 use std::sync::Arc;
 

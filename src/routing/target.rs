@@ -55,7 +55,8 @@ pub enum AddressPlan {
     Temporary,
     /// No host has a usable address: 5.4.4. Never the domain's own address instead.
     NotUsable,
-    /// The hosts have addresses, but not of the source's family: 5.4.4. Another source may reach them.
+    /// The hosts have addresses, but not of the source's family: 5.4.4. Another source may reach
+    /// them.
     WrongFamily,
     /// The best host has one of our own addresses: 5.4.6.
     Loop,

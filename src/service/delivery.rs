@@ -6,8 +6,8 @@
 //! -> `Outcome` per recipient -> `Dispatch::attempted`.
 //! Shard: the home shard of the egress path.
 //! Limits: `limits::DIAL_ADDRESSES_MAX` addresses per dial, the client machine's own deadlines.
-//! Failure: a lost connection ends each transaction in flight with its right outcome: deferred where
-//! the message cannot have been taken, ambiguous where the end-of-data reply is missing.
+//! Failure: a lost connection ends each transaction in flight with its right outcome: deferred
+//! where the message cannot have been taken, ambiguous where the end-of-data reply is missing.
 //! Security: parses hostile replies (bounded in `smtp::reply`).
 //! Standards: RFC 5321 4.5.4, 5.1; RFC 2920; RFC 3030.
 

@@ -83,6 +83,8 @@ pub struct Settings {
     pub own: Own,
     /// The port of hosts found by MX, and of routes that name none.
     pub mail_port: u16,
+    /// The longest that an entry may have to wait for its next attempt, by the schedule.
+    pub wait_max: Duration,
     /// How long a TCP connection may take to be made.
     pub connect_timeout: Duration,
     /// What each client machine is told, the HELO name aside.
@@ -432,8 +434,8 @@ impl<P: Port> Dispatch<P> {
         Some(way)
     }
 
-    /// Keeps a way for the next message; a full table is forgotten as a whole, which costs the names
-    /// in use one look-up in the resolver's cache each.
+    /// Keeps a way for the next message; a full table is forgotten as a whole, which costs the
+    /// names in use one look-up in the resolver's cache each.
     fn remember(&self, domain: &Domain, until: Mono, way: &Way) {
         let mut ways = self.ways.borrow_mut();
         if ways.len() >= limits::WAYS_MAX {
@@ -645,6 +647,9 @@ impl<P: Port> Dispatch<P> {
     /// Takes over recipients whose egress path lives here.
     fn take_over(&self, transfer: Transfer) {
         let (now, wall) = (self.port.now(), self.port.wall());
+        // A due date was written by a clock that may have been set back since: it never makes an
+        // entry wait longer than the schedule could have.
+        let wait = transfer.due.since(wall).min(self.settings.wait_max);
         let path = self.path(transfer.source, &transfer.site, &transfer.target);
         self.apply(Event::Enqueue {
             path,
@@ -652,7 +657,7 @@ impl<P: Port> Dispatch<P> {
             recipients: transfer.recipients,
             age: wall.since(transfer.received_at),
             attempts: transfer.attempts,
-            due: now.after(transfer.due.since(wall)),
+            due: now.after(wait),
             payload: transfer.held,
         });
     }
@@ -813,8 +818,8 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// Why a path leads nowhere, for good. Only for a path that was opened for one domain while the
-    /// DNS did not answer: now it does, and says that the domain takes no mail (RFC 5321 5.1). A path
-    /// to real hosts may carry other domains too, and none of them fails for one.
+    /// DNS did not answer: now it does, and says that the domain takes no mail (RFC 5321 5.1). A
+    /// path to real hosts may carry other domains too, and none of them fails for one.
     pub async fn dead_end(&self, path: &Path) -> Option<(EnhancedStatus, Box<str>)> {
         let Target::Mail(domain) = &path.target else {
             return None;
@@ -1194,8 +1199,8 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// Looks at a message before it is stored: takes control fields out, refuses loops and names of
-    /// pools and sources that do not exist (a typo must not send a campaign from the wrong address),
-    /// and mail that nobody would sign where policy says so.
+    /// pools and sources that do not exist (a typo must not send a campaign from the wrong
+    /// address), and mail that nobody would sign where policy says so.
     fn check(&self, envelope: &mut Envelope, content: Content) -> Result<Content, Refusal> {
         let checked = header::check(content, envelope).map_err(|error| {
             let reply = Reply::new(error.code(), Some(error.status()), &error.to_string());

@@ -1,8 +1,8 @@
 //! mesh - what shards say to each other and what the control thread says to them.
 //!
-//! Flow: a message is stored on one shard (the storing shard, the only writer of its spool) and sent
-//! by the home shard of its egress path; the two meet here. Batches are made by the receiving side,
-//! which takes everything that waits at once.
+//! Flow: a message is stored on one shard (the storing shard, the only writer of its spool) and
+//! sent by the home shard of its egress path; the two meet here. Batches are made by the receiving
+//! side, which takes everything that waits at once.
 
 use std::sync::Arc;
 

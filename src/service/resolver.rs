@@ -2,7 +2,8 @@
 //!
 //! Role: answers of the control thread's resolver, kept for as long as they are good, so that a
 //! message for a known domain costs no message between threads.
-//! Flow: `mail(domain)` -> cache, or `Question` to the control thread -> `answered` -> every waiter.
+//! Flow: `mail(domain)` -> cache, or `Question` to the control thread -> `answered` -> every
+//! waiter.
 //! Shard: each has its own; nothing is shared.
 //! Limits: `limits::RESOLVER_ANSWERS_MAX` answers; lifetimes are clamped to
 //! `limits::RESOLVER_TTL_MIN ..= limits::RESOLVER_TTL_MAX`.

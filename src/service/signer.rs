@@ -6,8 +6,9 @@
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
 //! Failure: a message that should be signed and cannot be is deferred, never sent unsigned.
-//! Retries: the signature of a message that was put off is kept (`limits::SIGNATURES_KEPT_BYTES_MAX`);
-//! one that was pushed out, or lost with the process, is made again.
+//! Retries: the signature of a message that was put off is kept
+//! (`limits::SIGNATURES_KEPT_BYTES_MAX`); one that was pushed out, or lost with the process, is
+//! made again.
 //! Batching: no timer. A job waits one turn of the loop, in which every other task that is ready
 //! submits its own; while a batch of eight runs (0.7 ms) the next one gathers.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
@@ -83,8 +84,8 @@ impl<P: Port> SignService<P> {
         self.kept.borrow_mut().clear();
     }
 
-    /// Whether a message may be submitted: not where its From domain has no key and policy says that
-    /// such mail is refused.
+    /// Whether a message may be submitted: not where its From domain has no key and policy says
+    /// that such mail is refused.
     pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> bool {
         let (ring, now) = (self.ring.borrow(), self.port.wall());
         // Nobody has a rule for no domain: this asks for the policy alone.

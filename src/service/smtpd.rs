@@ -222,7 +222,8 @@ impl<P: Port, I: Intake> Session<P, I> {
                 server.shutting_down(&mut out);
             }
             if next == Next::Close || leaving {
-                // A peer that is gone has nothing left to be told: every accepted message is stored.
+                // A peer that is gone has nothing left to be told: every accepted message is
+                // stored.
                 if self.flush(&mut stream, &mut out).await.is_ok() {
                     stream.finish();
                 }

@@ -3,11 +3,14 @@
 //! Role: give the rest of the shard `append`, `settle` and `read`, and do what `spool::Spool` says.
 //! Flow: `Envelope`, `Content` -> `Stored` (the only thing that may become a 250); `Settlement` ->
 //!   the `on_settled` callbacks once durable; `MessageId` -> `StoredMessage`, verified.
-//! Shard: every shard has one, with a directory of its own; clones share it and never leave the shard.
+//! Shard: every shard has one, with a directory of its own; clones share it and never leave the
+//! shard.
 //! Limits: section "spool" of `limits`.
-//! Failure: a failed write or sync -> `AppendError::Failed` and the alarm `DiskFailed`, deliveries go
-//!   on, a probe on a new segment every second; no space -> `AppendError::Full` until there is some;
-//!   a record that does not match its checksum -> `ReadError::Damaged`, its recipients settled as
+//! Failure: a failed write or sync -> `AppendError::Failed` and the alarm `DiskFailed`, deliveries
+//! go
+//!   on, a probe on a new segment every second; no space -> `AppendError::Full` until there is
+//!   some; a record that does not match its checksum -> `ReadError::Damaged`, its recipients
+//!   settled as
 //!   `Damaged`, and what is left of it in `quarantine/`.
 //! Security: file names are numbers of ours; no byte of a mail chooses one.
 //! Bugs: the directory must exist; the port cannot make one. A content of 100 MiB is verified in
@@ -850,7 +853,8 @@ struct Listed<P: Port> {
 async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>, SpoolError> {
     let directory = &config.directory;
     let failed = |error| SpoolError::Io(directory.clone(), error);
-    // Names that an earlier life made or removed must not come back, or vanish, behind this one's back.
+    // Names that an earlier life made or removed must not come back, or vanish, behind this one's
+    // back.
     port.sync_directory(directory).map_err(failed)?;
     let listed = list(port, config)?;
     let free = port.free_space(directory).map_err(failed)?;

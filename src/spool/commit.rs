@@ -152,7 +152,8 @@ pub(super) fn lay_out_mail(
             let end = content_at + message.content.len();
             body[content_at..end].copy_from_slice(&message.content);
             let offset = frame.offset + (head_len + content_at) as u32;
-            // The copy is checked, not the original: it is in the cache, and it is what will be read.
+            // The copy is checked, not the original: it is in the cache, and it is what will be
+            // read.
             let sum = checksum(&body[content_at..end]);
             let padded = end.next_multiple_of(8).min(body.len());
             body[end..padded].fill(0);

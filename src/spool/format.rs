@@ -120,7 +120,8 @@ impl Log {
 }
 
 /// What identifies one life of a segment. A recycled segment gets a new stamp, so that bytes of its
-/// earlier life can never be read as live; the salt keeps the content of a mail from posing as a group.
+/// earlier life can never be read as live; the salt keeps the content of a mail from posing as a
+/// group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// Counts up over both logs of the shard; unique.
@@ -238,8 +239,8 @@ impl SegmentHeader {
     }
 }
 
-/// The header of a commit group. The head of a group is this header, then its roster (the ids of the
-/// group before), then its records; contents follow, and padding up to a block.
+/// The header of a commit group. The head of a group is this header, then its roster (the ids of
+/// the group before), then its records; contents follow, and padding up to a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupHeader {
     /// The life of the segment that it was written to.

@@ -1,9 +1,10 @@
 //! spool - durable logs: what was acknowledged is never lost, what is corrupt is never handed out.
 //!
-//! What: the pure core of one shard's spool. `service::spooler` moves its bytes. Two logs of segment
-//! files in the shard's directory: `mail-NNNNNNNN.log` (messages) and `state-NNNNNNNN.log` (what became
-//! of their recipients). Map: `format` bytes, `segment` the life of a file, `commit` groups, `large`
-//! messages above a quarter of a segment, `index` what waits, `recover`, `reclaim`, `state` the core.
+//! What: the pure core of one shard's spool. `service::spooler` moves its bytes. Two logs of
+//! segment files in the shard's directory: `mail-NNNNNNNN.log` (messages) and `state-NNNNNNNN.log`
+//! (what became of their recipients). Map: `format` bytes, `segment` the life of a file, `commit`
+//! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `reclaim`,
+//! `state` the core.
 //!
 //! # Bytes
 //!
@@ -43,10 +44,10 @@
 //! | 80 | 8 | checksum of the rest of the head |
 //! | 88 | 8 | checksum of 0..88 |
 //!
-//! Roster, where not empty: generation (8), segment (4), offset (4) of the group before, then 8 bytes
-//! per message of it: recipients (at most 4095 is told) in the top 12 bits, sequence below. So that a
-//! lost group is reported by id. The last group of each segment is listed in the state log too,
-//! because the segment with its roster may be recycled first.
+//! Roster, where not empty: generation (8), segment (4), offset (4) of the group before, then 8
+//! bytes per message of it: recipients (at most 4095 is told) in the top 12 bits, sequence below.
+//! So that a lost group is reported by id. The last group of each segment is listed in the state
+//! log too, because the segment with its roster may be recycled first.
 //!
 //! | at | bytes | message record, followed by the envelope, zeros up to 8 |
 //! |---|---|---|
@@ -71,37 +72,42 @@
 //! | 16 | 8 | settled: recipients; dead: messages (4 bytes); roster, void: generation |
 //! | 24 | 8 | deferred: next attempt, milliseconds; roster, void: sequence of the group |
 //!
-//! A reader refuses a segment of a newer version ([`format::HeaderRead::Newer`]) and the node does not
-//! start: it never guesses, and never recycles what it cannot read. State records of a type that it
-//! does not know are skipped. A newer reader reads all older versions.
+//! A reader refuses a segment of a newer version ([`format::HeaderRead::Newer`]) and the node does
+//! not start: it never guesses, and never recycles what it cannot read. State records of a type
+//! that it does not know are skipped. A newer reader reads all older versions.
 //!
 //! # Rules
 //!
 //! 1. `Stored` is made only when the write of its group returned from stable storage.
 //! 2. A group starts when the one before has been laid out and at most four are in flight; there is
 //!    no timer. Settlements wait at most 2 ms for company.
-//! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to it
+//! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to
+//! it
 //!    any more; its fresh messages are refused and buried under tombstones; settlements are written
 //!    again, elsewhere. New mail is refused until a header was written to another segment.
 //! 4. Replaying state records in any order, any number of times, gives the same state.
-//! 5. A settlement is forgotten only when no record of its message can be found: the slots of a segment
-//!    live until its new header, or its removal, is durable, and a checkpoint writes down each of them.
+//! 5. A settlement is forgotten only when no record of its message can be found: the slots of a
+//! segment
+//!    live until its new header, or its removal, is durable, and a checkpoint writes down each of
+//!    them.
 //! 6. A segment is given a new header only when no reader holds a map of it.
-//! 7. Groups at or above `proven` are checked with their contents at recovery, others by their heads
-//!    alone: their contents are checked whenever they are read. A group that is known not to be whole
-//!    is in the way of `proven` until the note about it ([`format::StateRecord::Void`]) is durable.
-//!    Those at or above that are whole are written again, as they are, before the spool opens: after a
-//!    kill, what can be read need not be on stable storage.
+//! 7. Groups at or above `proven` are checked with their contents at recovery, others by their
+//! heads
+//!    alone: their contents are checked whenever they are read. A group that is known not to be
+//!    whole is in the way of `proven` until the note about it ([`format::StateRecord::Void`]) is
+//!    durable. Those at or above that are whole are written again, as they are, before the spool
+//!    opens: after a kill, what can be read need not be on stable storage.
 //! 8. A message above a quarter of a segment gets a file of its own: contents first, and the head,
 //!    which makes it exist, when they are durable.
 //!
 //! # Sketch
 //!
-//! 40,000 messages of 10 KiB per second: 400 MB/s in 400 to 2,000 groups, one copy and one checksum per
-//! content (10 KiB: 0.3 us and 0.3 us), 264 bytes of head per message, one segment of 64 MiB per 160 ms.
-//! Index: 32 bytes per record and 11 to 22 bytes of table per waiting message. Recovery looks at heads
-//! only: a checksum of 264 bytes, a slot, and a place in the table per message. Files: at most twice
-//! what is live, and nine segments.
+//! 40,000 messages of 10 KiB per second: 400 MB/s in 400 to 2,000 groups, one copy and one checksum
+//! per content (10 KiB: 0.3 us and 0.3 us), 264 bytes of head per message, one segment of 64 MiB
+//! per 160 ms.
+//! Index: 32 bytes per record and 11 to 22 bytes of table per waiting message. Recovery looks at
+//! heads only: a checksum of 264 bytes, a slot, and a place in the table per message. Files: at
+//! most twice what is live, and nine segments.
 
 pub mod format;
 pub mod recover;

@@ -1,7 +1,7 @@
 //! spool::reclaim - getting space back without bringing settled mail back.
 //!
-//! What: spent segments are recycled or removed; stragglers are copied forward when too little of the
-//! disk is live; the state log is rewritten by a checkpoint.
+//! What: spent segments are recycled or removed; stragglers are copied forward when too little of
+//! the disk is live; the state log is rewritten by a checkpoint.
 //!
 //! The rule that keeps the dead dead: a settlement may be forgotten only when no record of its
 //! message can be found any more, that is after the segment's new header, or its removal, is
@@ -92,7 +92,8 @@ impl Spool {
             self.mail.at(number).phase = Phase::Releasing;
             self.actions.push_back(Action::Release { segment: number });
         }
-        // A state segment is spent when a checkpoint says so; one whose header failed holds nothing.
+        // A state segment is spent when a checkpoint says so; one whose header failed holds
+        // nothing.
         while let Some(number) = self
             .state
             .find(|s| s.is_spent() && !s.stuck && s.suspect && s.write_offset == 0)
@@ -215,9 +216,10 @@ impl Spool {
     }
 
     /// The sealed segment with the least live bytes, when sealed segments hold more than 1.5 times
-    /// what is live, and at most nine sixteenths of it is live: while there is none, sealed segments
-    /// hold less than 1.78 times what is live, and with an eighth of free ones less than twice. Batches
-    /// fill new segments far better than nine sixteenths, so that copying always gains and ends.
+    /// what is live, and at most nine sixteenths of it is live: while there is none, sealed
+    /// segments hold less than 1.78 times what is live, and with an eighth of free ones less than
+    /// twice. Batches fill new segments far better than nine sixteenths, so that copying always
+    /// gains and ends.
     fn choose_victim(&self) -> Option<u32> {
         let shared = |s: &&super::segment::Segment| s.phase == Phase::Sealed && !s.large;
         let sealed: u64 = self

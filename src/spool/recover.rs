@@ -1,12 +1,12 @@
 //! spool::recover - from any bytes to an index and a damage report.
 //!
-//! What: [`Scan`] walks the groups of one segment and resynchronises at the next block after damage;
-//! [`Recovery`] takes what scans find, state log first, then the message log in the order of
-//! generations, and ends as a [`Spool`].
-//! Why this way: pure and pulled. A scan says which range it wants to look at and is told whether it
-//! may, so that the driver can bring it into memory first; an unreadable block is an answer, not a
-//! signal. Only heads are read, except for the groups of the last writes, which no later group vouches
-//! for: their contents are checked too, and what is torn is buried under a tombstone.
+//! What: [`Scan`] walks the groups of one segment and resynchronises at the next block after
+//! damage; [`Recovery`] takes what scans find, state log first, then the message log in the order
+//! of generations, and ends as a [`Spool`].
+//! Why this way: pure and pulled. A scan says which range it wants to look at and is told whether
+//! it may, so that the driver can bring it into memory first; an unreadable block is an answer, not
+//! a signal. Only heads are read, except for the groups of the last writes, which no later group
+//! vouches for: their contents are checked too, and what is torn is buried under a tombstone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -662,9 +662,10 @@ impl Recovery {
         }
     }
 
-    /// The groups of the last writes that are whole, and the headers of segments without any. Before the spool may be used each must be written
-    /// again, as it is, where it is: after a kill what can be read need not be on stable storage yet,
-    /// and a power cut could take back what this life believed in. Writing the same bytes cannot tear.
+    /// The groups of the last writes that are whole, and the headers of segments without any.
+    /// Before the spool may be used each must be written again, as it is, where it is: after a kill
+    /// what can be read need not be on stable storage yet, and a power cut could take back what
+    /// this life believed in. Writing the same bytes cannot tear.
     #[must_use]
     pub fn rewrites(&mut self) -> Vec<(Log, u32, Range<usize>)> {
         let (mail, state) = (self.proven, self.state_proven);

@@ -1,8 +1,8 @@
 //! spool::state - the core: what waits, what is in flight, what is on disk.
 //!
 //! What: [`Spool`], a machine that is told what callers want and what became of its actions, and
-//! says what to do next. It never waits, never reads a clock and never touches a file; see the module
-//! documentation for the rules that it keeps.
+//! says what to do next. It never waits, never reads a clock and never touches a file; see the
+//! module documentation for the rules that it keeps.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -759,8 +759,8 @@ impl Spool {
         })
     }
 
-    /// The segment that takes a group of `bytes`: the active one or a free one. Without any, refuses
-    /// what waits unless one is being made.
+    /// The segment that takes a group of `bytes`: the active one or a free one. Without any,
+    /// refuses what waits unless one is being made.
     fn room_for(&mut self, bytes: u64, copy: bool) -> Option<u32> {
         if let Some(active) = self.mail.active
             && self.mail.at(active).room() >= bytes
@@ -1044,8 +1044,8 @@ impl Spool {
         }
     }
 
-    /// Notes that a group is not whole, so that no later recovery calls it damage. Until the note is
-    /// durable no group vouches for this one.
+    /// Notes that a group is not whole, so that no later recovery calls it damage. Until the note
+    /// is durable no group vouches for this one.
     pub(super) fn void(&mut self, segment: u32, group: u64) {
         let generation = self.mail.at(segment).stamp.generation;
         let void = Void {

@@ -553,7 +553,8 @@ impl World {
             );
         }
         panic!(
-            "the spool does not come to rest: {:?} tokens {} in flight {:?} fresh {} copies {} large {} job {:?}",
+            "the spool does not come to rest: {:?} tokens {} in flight {:?} fresh {} copies {} \
+             large {} job {:?}",
             self.spool.status(),
             self.tokens.len(),
             self.in_flight,
@@ -726,7 +727,8 @@ fn recovery_is_total() {
     }
 }
 
-// Most mail dies young, some lives for long: the disk stays within twice what is live and a constant.
+// Most mail dies young, some lives for long: the disk stays within twice what is live and a
+// constant.
 #[test]
 fn disk_is_bounded_with_long_tails() {
     for seed in 0..4 {

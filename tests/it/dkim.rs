@@ -232,7 +232,8 @@ fn hang_up(daemon: &Daemon) {
     assert!(kill.unwrap().success());
 }
 
-// A key file that changes is used without a restart; one that is damaged leaves the old one at work.
+// A key file that changes is used without a restart; one that is damaged leaves the old one at
+// work.
 #[test]
 fn keys_change_while_the_daemon_runs() {
     let scratch = Scratch::new();

@@ -159,7 +159,8 @@ fn call_with(seed: u64, change: impl FnOnce(&mut NetFaults)) -> Result<Vec<u8>, 
     run(&world, &port, call_echo(port.clone(), address, text(3_000)))
 }
 
-// Each fault of a connection attempt, and of a connection, shows as what it is; none corrupts bytes.
+// Each fault of a connection attempt, and of a connection, shows as what it is; none corrupts
+// bytes.
 #[test]
 fn network_faults_show_as_what_they_are() {
     for seed in 0..SEEDS {
@@ -208,13 +209,14 @@ fn addresses_belong_to_their_hosts() {
     });
     assert_eq!(nobody, Some(NetError::Refused));
     assert_eq!(foreign, Some(NetError::AddressNotAvailable));
-    // Two shards of one process share an address, as SO_REUSEPORT lets them; a second process does not.
+    // Two shards of one process share an address, as SO_REUSEPORT lets them; a second process does
+    // not.
     let (first, second) = (right.port().listen(target), right.port().listen(target));
     assert!(first.is_ok() && second.is_ok());
 }
 
-// A process that is killed resets or ends its connections, its tasks are gone, and the next process may
-// listen on its address.
+// A process that is killed resets or ends its connections, its tasks are gone, and the next process
+// may listen on its address.
 #[test]
 fn a_crash_ends_the_process_and_nothing_else() {
     for seed in 0..SEEDS {
@@ -321,7 +323,8 @@ fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
     );
 }
 
-// A name that was not synced may be gone after a power cut, and a removed one back; never after a kill.
+// A name that was not synced may be gone after a power cut, and a removed one back; never after a
+// kill.
 #[test]
 fn names_need_a_sync_of_their_directory() {
     let (mut gone, mut back) = (0, 0);
@@ -355,8 +358,8 @@ fn names_need_a_sync_of_their_directory() {
     );
 }
 
-// A map shows what is written after it was made; errors and a full disk are reported; a flipped bit is
-// seen.
+// A map shows what is written after it was made; errors and a full disk are reported; a flipped bit
+// is seen.
 #[test]
 fn a_disk_shows_writes_and_reports_errors() {
     let world = SimWorld::new(7, SimOptions::calm());

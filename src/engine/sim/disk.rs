@@ -1,8 +1,9 @@
 //! A machine's disk: what programs see, what is on stable storage, and what lies in between.
 //!
 //! Each file has a live image, which a map shows (a memory file of the kernel, so that a map sees
-//! later writes as MAP_SHARED does, without unsafe code here), and a durable image. A write is under
-//! way for a drawn time, during which a crash may apply any of its sectors; then it is in both.
+//! later writes as MAP_SHARED does, without unsafe code here), and a durable image. A write is
+//! under way for a drawn time, during which a crash may apply any of its sectors; then it is in
+//! both.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -590,7 +591,8 @@ pub(super) async fn prewrite(
                     answer.end(Err(errno(Errno::EIO)));
                     return;
                 }
-                // Synced part by part: earlier than a disk must, and a crash in between is drawn anyway.
+                // Synced part by part: earlier than a disk must, and a crash in between is drawn
+                // anyway.
                 inode.durable.borrow_mut().zero(part.clone());
                 answer.end(inode.show_zeros(&part));
             },

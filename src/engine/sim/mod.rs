@@ -3,18 +3,20 @@
 //! Role: implement `engine::Port` with virtual time, a network and disks that fail as real ones do,
 //! so that the very drivers of production run through years of bad luck in seconds.
 //! Flow: [`SimWorld`] -> [`SimHost`] (a machine: addresses, a disk, one process at a time) ->
-//! [`SimPort`] (a shard of that process) -> tasks. A turn of the world is one event, or one poll of a
-//! task of a drawn shard; time passes with each poll, and jumps to the next event when none is ready.
-//! Why this way: the seed decides everything, so a failing run is a file name; crashes strike between
-//! any two polls, which is at every await; what chance decides is hashed into the trace, so that two
-//! runs of one seed can be compared.
+//! [`SimPort`] (a shard of that process) -> tasks. A turn of the world is one event, or one poll of
+//! a task of a drawn shard; time passes with each poll, and jumps to the next event when none is
+//! ready.
+//! Why this way: the seed decides everything, so a failing run is a file name; crashes strike
+//! between any two polls, which is at every await; what chance decides is hashed into the trace, so
+//! that two runs of one seed can be compared.
 //! Map: `world` turns, tasks, processes; `net` connections; `disk` files; `options` the fault menu;
 //! `random` the one source of chance.
 //! Limits: one thread; what futures keep alive is cut loose when the world is dropped.
-//! Failure: a panic in any task is a finding and leaves [`SimWorld`]'s run functions after the seed was
-//! printed. (The real engine ends that task alone.)
-//! Bugs: no descriptor limit; every write that is accepted takes effect within its own time, whereas a
-//! real disk may starve one; a file's removal frees its space at once even while it is open.
+//! Failure: a panic in any task is a finding and leaves [`SimWorld`]'s run functions after the seed
+//! was printed. (The real engine ends that task alone.)
+//! Bugs: no descriptor limit; every write that is accepted takes effect within its own time,
+//! whereas a real disk may starve one; a file's removal frees its space at once even while it is
+//! open.
 
 mod disk;
 mod net;
@@ -115,7 +117,8 @@ impl SimWorld {
         self.0.steps()
     }
 
-    /// A hash of every event so far: equal for two runs of one seed, or something is not decided by it.
+    /// A hash of every event so far: equal for two runs of one seed, or something is not decided by
+    /// it.
     #[must_use]
     pub fn trace_hash(&self) -> u64 {
         self.0.trace_hash()
@@ -133,7 +136,8 @@ impl SimWorld {
         change(&mut self.0.options.borrow_mut());
     }
 
-    /// Takes turns until `reached` says so, the clock passes `deadline`, nothing is left to happen, or
+    /// Takes turns until `reached` says so, the clock passes `deadline`, nothing is left to happen,
+    /// or
     /// `steps` turns were taken.
     pub fn run_until(
         &self,
@@ -264,7 +268,8 @@ impl SimHost {
         self.machine.disk.faults.borrow().clone()
     }
 
-    /// What a power cut right now would surely leave of a file; `None` when even its name is not sure.
+    /// What a power cut right now would surely leave of a file; `None` when even its name is not
+    /// sure.
     #[must_use]
     pub fn durable(&self, path: &Path) -> Option<Vec<u8>> {
         self.machine.disk.durable(path)

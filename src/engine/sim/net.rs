@@ -311,7 +311,8 @@ impl SimStream {
             .connection
             .window
             .saturating_sub(self.there().occupied.get());
-        // One gathered write, as the kernel takes it: where bytes are cut is not the pieces' business.
+        // One gathered write, as the kernel takes it: where bytes are cut is not the pieces'
+        // business.
         let mut gathered = Vec::new();
         while let Some(piece) = pieces.front_mut() {
             let part = piece.split_to(piece.len().min(room));

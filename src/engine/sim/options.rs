@@ -130,8 +130,8 @@ pub struct DiskFaults {
     pub directory_error: u32,
     /// Bytes that fit; growing a file beyond gives ENOSPC.
     pub capacity: Option<u64>,
-    /// A write is reported durable and is not, until its bytes are written again: no honest disk, but
-    /// the canary of the checkers.
+    /// A write is reported durable and is not, until its bytes are written again: no honest disk,
+    /// but the canary of the checkers.
     pub lie: u32,
     /// Most bits that flip in the stored data at a crash; 0: none ever.
     pub rot: u32,

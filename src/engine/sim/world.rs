@@ -79,7 +79,8 @@ pub(super) struct ShardState {
     pub(super) bell: Arc<Bell>,
 }
 
-/// What a remote waker touches; another thread never does in a simulation, but the type must allow it.
+/// What a remote waker touches; another thread never does in a simulation, but the type must allow
+/// it.
 #[derive(Default)]
 pub(super) struct Bell {
     pub(super) rung: AtomicBool,
@@ -431,7 +432,8 @@ impl World {
         }
     }
 
-    /// Ends the machine's process as `kind` says and gives the machine a new one, with nothing in it.
+    /// Ends the machine's process as `kind` says and gives the machine a new one, with nothing in
+    /// it.
     pub(super) fn crash(self: &Rc<Self>, machine: &Rc<Machine>, kind: CrashKind) {
         let process = Rc::clone(&machine.process.borrow());
         self.note(

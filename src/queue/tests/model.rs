@@ -327,8 +327,8 @@ impl World {
                 self.apply(Event::DialFailed { connection, cause });
             }
         } else if link.closing || dice == 11 {
-            // Outcomes come before or after the end of the connection; a slot that one of them frees
-            // elsewhere may bring an `Assign` that crosses the end.
+            // Outcomes come before or after the end of the connection; a slot that one of them
+            // frees elsewhere may bring an `Assign` that crosses the end.
             let before = self.random.below(link.entries.len() as u64 + 1) as usize;
             let first: Vec<EntryId> = link.entries.drain(..before).collect();
             first.into_iter().for_each(|entry| self.outcome(entry));
@@ -467,8 +467,8 @@ impl World {
     }
 }
 
-// 60 seeds of 1,500 steps: dials that fail, connections that die with or without their outcomes, late
-// events, an operator at play; then all heals. Every accepted entry ends exactly once.
+// 60 seeds of 1,500 steps: dials that fail, connections that die with or without their outcomes,
+// late events, an operator at play; then all heals. Every accepted entry ends exactly once.
 #[test]
 fn the_brain_agrees_with_the_model() {
     let (mut settled, mut limited) = (0, 0);

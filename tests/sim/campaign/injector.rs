@@ -137,8 +137,8 @@ impl Injector {
         alive
     }
 
-    /// A message that was refused, or whose fate is unknown, is not sent again: another send would be
-    /// another message.
+    /// A message that was refused, or whose fate is unknown, is not sent again: another send would
+    /// be another message.
     fn done(&self, id: u64, outcomes: &[Outcome]) {
         self.open.set(self.open.get() - 1);
         let delivered = |outcome: &Outcome| matches!(outcome, Outcome::Delivered { .. });

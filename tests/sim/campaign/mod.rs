@@ -124,7 +124,8 @@ impl Scenario {
              [spool]\nsegment_size = \"1MiB\"\nfree_space_min = \"1MiB\"\n\
              [[source]]\nname = \"a\"\naddress = \"10.0.0.2\"\nhelo = \"a.node.test\"\n\
              [[source]]\nname = \"b\"\naddress = \"10.0.0.3\"\nhelo = \"b.node.test\"\n\
-             [[pool]]\nname = \"default\"\nsources = [{{ source = \"a\" }}, {{ source = \"b\" }}]\n",
+             [[pool]]\nname = \"default\"\nsources = [{{ source = \"a\" }}, \
+              {{ source = \"b\" }}]\n",
             self.shards,
             random.within(&(1..=4)),
         )
@@ -580,7 +581,8 @@ fn campaigns_keep_the_promises() {
     }
     let [acknowledged, receipts, bounces, crashes, steps] = totals;
     println!(
-        "{} seeds in {:.1} s: {acknowledged} recipients acknowledged, {receipts} receipts, {bounces} \
+        "{} seeds in {:.1} s: {acknowledged} recipients acknowledged, {receipts} receipts, \
+         {bounces} \
          bounces, {crashes} crashes, {steps} turns",
         seeds.end - seeds.start,
         start.elapsed().as_secs_f64()

@@ -1,4 +1,5 @@
-//! The node of a campaign: the real shards, and what `node` and `control` do for them in production.
+//! The node of a campaign: the real shards, and what `node` and `control` do for them in
+//! production.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
