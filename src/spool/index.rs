@@ -259,11 +259,6 @@ impl Progress {
         self.total
     }
 
-    /// Recipients that wait.
-    pub(super) fn pending(&self) -> u32 {
-        self.pending
-    }
-
     fn is_settled(&self, recipient: u32) -> bool {
         self.settled[recipient as usize / 64] >> (recipient % 64) & 1 == 1
     }

@@ -104,6 +104,7 @@
 //! what is live, and nine segments.
 
 pub mod format;
+pub mod inspect;
 pub mod recover;
 
 mod commit;

@@ -7,7 +7,7 @@
 //!                                                            \-> Removing
 //! ```
 
-use super::format::{Log, SEGMENT_HEADER_BYTES, Stamp};
+use super::format::{SEGMENT_HEADER_BYTES, Stamp};
 use super::index::{Slot, SlotState};
 
 /// Where in its life a segment is.
@@ -124,7 +124,6 @@ impl Segment {
 /// The segments of one log, by number.
 #[derive(Debug)]
 pub(super) struct Segments {
-    pub(super) log: Log,
     list: Vec<Option<Box<Segment>>>,
     pub(super) active: Option<u32>,
     /// Sequence of the next group.
@@ -134,9 +133,8 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    pub(super) fn new(log: Log) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            log,
             list: Vec::new(),
             active: None,
             group_sequence: 1,

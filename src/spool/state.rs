@@ -217,8 +217,8 @@ impl Spool {
     pub(super) fn empty(config: SpoolConfig) -> Self {
         Self {
             config,
-            mail: Segments::new(Log::Message),
-            state: Segments::new(Log::State),
+            mail: Segments::new(),
+            state: Segments::new(),
             table: Table::new(),
             progress: ProgressTable::new(),
             next_sequence: 1,
