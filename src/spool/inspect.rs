@@ -195,7 +195,9 @@ impl<F: Files> Inspection<F> {
     /// # Errors
     /// When its file cannot be read.
     pub fn show(&self, id: MessageId, each: impl FnOnce(Seen<'_>)) -> Result<bool, InspectError> {
-        let Some(place) = self.spool.find(id).and(self.spool.place(id.sequence())) else {
+        let waits = self.spool.find(id).is_some();
+        let place = self.spool.place(id.sequence()).filter(|_| waits);
+        let Some(place) = place else {
             return Ok(false);
         };
         let bytes = load(&self.files, Log::Message, place.segment)?;

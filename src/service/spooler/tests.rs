@@ -106,7 +106,7 @@ async fn life(port: SimPort, ledger: Rc<RefCell<Ledger>>, done: Rc<Cell<bool>>) 
 async fn work(spooler: Spooler<SimPort>, port: SimPort, ledger: Rc<RefCell<Ledger>>, worker: u64) {
     for round in 0..40 {
         let id = spooler.next_id();
-        let len = if port.random() % 30 == 0 {
+        let len = if port.random().is_multiple_of(30) {
             400_000
         } else {
             port.random() % 9_000
