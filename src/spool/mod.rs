@@ -110,6 +110,7 @@
 //! most twice what is live, and nine segments.
 
 pub mod format;
+pub mod inspect;
 pub mod recover;
 
 mod commit;

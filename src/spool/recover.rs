@@ -891,6 +891,11 @@ impl Recovery {
                 self.report_lost(entry, group, segment);
             }
         }
+        self.report_broken(&known);
+    }
+
+    /// Groups that are missing or not whole, and that no roster explains.
+    fn report_broken(&mut self, known: &BTreeSet<Void>) {
         for (segment, missing) in std::mem::take(&mut self.holes) {
             // Which of the missing groups lay in the hole is unknown, as some may have been in the
             // segments of large messages. One that is known to be torn explains it.
