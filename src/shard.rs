@@ -65,7 +65,7 @@ impl fmt::Display for BootError {
                         f.write_str("; this host has no such address: see `ip address`")
                     }
                     NetError::Denied => f.write_str(
-                        "; a port below 1024 needs CAP_NET_BIND_SERVICE, as the systemd unit has it",
+                        "; a port below 1024 needs CAP_NET_BIND_SERVICE (see the systemd unit)",
                     ),
                     _ => Ok(()),
                 }

@@ -1,10 +1,10 @@
 //! spool::inspect - the spool of a stopped node, looked at and exported.
 //!
-//! What: the library behind `postrider spool verify|list|show|export|stats`. It recovers as the node
-//! would, but writes nothing, and then walks the message log file by file, so that memory is the
-//! index and one segment, whatever the number of messages.
-//! Why this way: one recovery for the node and its tools, so that they never disagree. Whoever calls
-//! this holds the lock of the data directory.
+//! What: the library behind `postrider spool verify|list|show|export|stats`. It recovers as the
+//! node would, but writes nothing, and then walks the message log file by file, so that memory is
+//! the index and one segment, whatever the number of messages.
+//! Why this way: one recovery for the node and its tools, so that they never disagree. Whoever
+//! calls this holds the lock of the data directory.
 
 use std::io;
 
@@ -86,7 +86,8 @@ pub struct Inspection<F: Files> {
 }
 
 impl<F: Files> Inspection<F> {
-    /// Reads the directory of `shard`. `progress` is told files done and files in all, now and then.
+    /// Reads the directory of `shard`. `progress` is told files done and files in all, now and
+    /// then.
     ///
     /// # Errors
     /// See [`InspectError`]. Damage is in the report.
