@@ -22,6 +22,7 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
         .thread_block()
         .map_err(|errno| format!("cannot block signals: {errno}"))?;
     raise_limits();
+    small_pages();
     let node = Node::start(snapshot).map_err(|error| error.to_string())?;
     for address in node.listening() {
         tracing::info!(%address, "listening");
@@ -52,6 +53,15 @@ fn announce() -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "postrider: ready")?;
     stdout.flush()
+}
+
+/// Keeps the kernel from backing the heap with huge pages: they make slack between growing tables
+/// resident (10,000 idle connections: 2,428 bytes each with them, 1,425 without) and the cost per
+/// message is the same (36 us both, four round trips in, DATA out).
+fn small_pages() {
+    if let Err(errno) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%errno, "cannot turn huge pages off for this process");
+    }
 }
 
 /// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails
