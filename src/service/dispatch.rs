@@ -717,7 +717,13 @@ impl<P: Port> Dispatch<P> {
                 entry,
                 attempts,
                 next,
-            } => self.journal(entry, attempts, next),
+            } => {
+                // Its memory is for messages that have not been tried yet.
+                if let Some(payload) = self.brain.borrow_mut().payload_mut(entry) {
+                    *payload = None;
+                }
+                self.journal(entry, attempts, next);
+            }
             Action::Expired { entry } => self.expire(entry),
             Action::WakeAt(at) => {
                 self.wake_at.set(at);
