@@ -10,6 +10,7 @@ mod keygen;
 
 mod logging;
 mod serve;
+mod spool;
 mod values;
 
 pub mod lab;
@@ -44,6 +45,7 @@ enum Verb {
     Run(run::Args),
     Ctl(ctl::Args),
     Check(check::Args),
+    Spool(spool::Args),
     Keygen(keygen::Args),
     Load(lab::LoadArgs),
     Sink(lab::SinkArgs),
@@ -117,6 +119,7 @@ fn execute(verb: Verb) -> Result<(), Failure> {
         Verb::Run(args) => run::execute(&args, serve::serve),
         Verb::Ctl(args) => ctl::execute(&args),
         Verb::Check(args) => check::execute(&args),
+        Verb::Spool(args) => spool::execute(&args),
         Verb::Keygen(args) => keygen::execute(&args),
         Verb::Load(args) => lab::load(&args),
         Verb::Sink(args) => lab::sink(&args),

@@ -157,7 +157,7 @@ pub fn date(out: &mut Vec<u8>, at: Wall) {
 
 /// Year, month (from 1) and day (from 1) of a number of days since 1970, in the Gregorian calendar.
 /// Counts in eras of 400 years that begin on 1 March, so that the leap day is the last of its year.
-fn civil(days: u64) -> (u64, usize, u64) {
+pub(crate) fn civil(days: u64) -> (u64, usize, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =

@@ -17,3 +17,4 @@ mod life;
 mod power_cut;
 mod promises;
 mod samples;
+mod spool;
