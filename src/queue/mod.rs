@@ -22,7 +22,7 @@
 //!   an attempt and are deferred, so that they expire in the end. Failures while a path sleeps
 //!   belong to the same one.
 //! - An entry that has reached its expiry when it is due, or when it would be assigned, is handed
-//! out
+//!   out
 //!   as `Expired`. Entries of a suspended path wait for `Resume`.
 //! - One event moves at most `limits::QUEUE_WORK_MAX` entries; the rest follows with a `WakeAt`.
 //!

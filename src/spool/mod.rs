@@ -82,17 +82,17 @@
 //! 2. A group starts when the one before has been laid out and at most four are in flight; there is
 //!    no timer. Settlements wait at most 2 ms for company.
 //! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to
-//! it
+//!    it
 //!    any more; its fresh messages are refused and buried under tombstones; settlements are written
 //!    again, elsewhere. New mail is refused until a header was written to another segment.
 //! 4. Replaying state records in any order, any number of times, gives the same state.
 //! 5. A settlement is forgotten only when no record of its message can be found: the slots of a
-//! segment
+//!    segment
 //!    live until its new header, or its removal, is durable, and a checkpoint writes down each of
 //!    them.
 //! 6. A segment is given a new header only when no reader holds a map of it.
 //! 7. Groups at or above `proven` are checked with their contents at recovery, others by their
-//! heads
+//!    heads
 //!    alone: their contents are checked whenever they are read. A group that is known not to be
 //!    whole is in the way of `proven` until the note about it ([`format::StateRecord::Void`]) is
 //!    durable. Those at or above that are whole are written again, as they are, before the spool
