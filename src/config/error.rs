@@ -10,7 +10,7 @@ pub struct Problem {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// The key, such as "listener[2].address"; empty for the file itself.
+    /// The key, such as "listener\[2\].address"; empty for the file itself.
     pub key: String,
     /// What is wrong, and what is expected.
     pub message: String,

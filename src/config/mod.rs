@@ -1,7 +1,7 @@
 //! config - one TOML file in, one immutable [`Snapshot`] out, or every mistake in the file at once.
 //!
 //! What: [`PARAMETERS`] is the table of everything that can be configured; [`load`] checks a file
-//! against it; [`describe`] prints the reference from it.
+//! against it; [`describe()`] prints the reference from it.
 //! Why this way: nobody below this room knows that configuration exists; it fills plain structs.
 //! Flow: text -> `read` (types, bounds, names) -> `build::check` (combinations) -> `Snapshot`.
 

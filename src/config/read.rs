@@ -55,7 +55,7 @@ pub(super) struct Cell {
 /// One table of the file, with its defaults filled in.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
-    /// "listener[2]".
+    /// "listener\[2\]".
     pub(super) path: String,
     pub(super) span: Range<usize>,
     pub(super) cells: BTreeMap<&'static str, Cell>,

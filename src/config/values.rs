@@ -1,7 +1,7 @@
 //! values - the small languages inside configuration strings.
 //!
 //! What: sizes ("10MiB"), durations ("20m"), rates ("5000/day"), networks ("10.0.0.0/8"), domain
-//! patterns ("*.example.com"), hosts with ports ("relay.example:25", "[2001:db8::1]:25").
+//! patterns ("*.example.com"), hosts with ports ("relay.example:25", "\[2001:db8::1\]:25").
 //! Each parser is total: any string gives a value or a sentence that says what is expected.
 
 use std::fmt;
@@ -174,7 +174,7 @@ pub enum Host {
 }
 
 impl HostPort {
-    /// Reads "host", "host:port", "192.0.2.1:25" or "[2001:db8::1]:25".
+    /// Reads "host", "host:port", "192.0.2.1:25" or "\[2001:db8::1\]:25".
     ///
     /// # Errors
     /// Neither an address nor a host name, or a port outside 1 to 65535.

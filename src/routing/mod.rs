@@ -2,7 +2,7 @@
 //!
 //! What, in the order of use:
 //! 1. [`RouteTable`]: does the operator send this domain through a smarthost?
-//! 2. [`question`] and [`plan`]: which hosts take mail for a domain (RFC 5321 5.1, RFC 7505)?
+//! 2. [`question`] and [`plan()`]: which hosts take mail for a domain (RFC 5321 5.1, RFC 7505)?
 //! 3. [`site_name`]: the site that these hosts are, the name under which limits are kept.
 //! 4. [`targets`]: which addresses are tried, in which order.
 //!

@@ -55,7 +55,7 @@ impl ServerConfig {
 /// What the driver must act on before it gives more input.
 #[derive(Debug)]
 pub enum ServerEvent {
-    /// A whole message: answer with [`Server::accepted`] or [`Server::refused`].
+    /// A whole message: answer with `Server::accepted` or `Server::refused`.
     Message(Box<Inbound>),
     /// Send what is in `out`, then close the connection.
     Close,
