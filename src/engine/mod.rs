@@ -12,3 +12,4 @@ pub mod uring;
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, yield_now};
 pub use sys::block::Block;
 pub use sys::ifma;
+pub use sys::map::FileMap;

@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::cli::Failure;
+use crate::engine::FileMap;
 use crate::engine::Map;
-use crate::engine::sys::map::FileMap;
 use crate::limits::SHARDS_MAX;
 use crate::node::LOCK_FILE;
 use crate::settings::spool_directory;
