@@ -981,13 +981,11 @@ impl<P: Port> Dispatch<P> {
             });
         }
         if !failed.is_empty() {
-            let held = Some(Arc::clone(held));
-            let id = held.as_ref().map_or(MessageId(0), |held| held.id);
             self.bounce(Bounce {
-                id,
+                id: held.id,
                 failures: failed,
                 expired: false,
-                held,
+                held: Some(Arc::clone(held)),
             });
         }
     }
