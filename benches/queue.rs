@@ -196,6 +196,7 @@ fn deferred(c: &mut Criterion) {
                             }
                             Action::Deferred { .. }
                             | Action::Expired { .. }
+                            | Action::AskForRoom { .. }
                             | Action::WakeAt(_) => {}
                         }
                         todo.append(&mut rig.actions);

@@ -285,6 +285,12 @@ const _: () = assert!(QUEUE_CONNECTIONS_INITIAL <= QUEUE_PATH_CONNECTIONS_MAX);
 /// keep the shard's other work waiting for 0.1 ms at most.
 pub const QUEUE_WORK_MAX: u32 = 1024;
 
+/// How often a shard looks whether there is room again on a path whose connections others hold, and
+/// how long an idle connection stays when others need it: an order above a round trip within a
+/// continent, so that a connection that is in use is never taken for an idle one, and 40 looks a
+/// second, which cost nothing.
+pub const QUEUE_ROOM_LOOK: core::time::Duration = core::time::Duration::from_millis(25);
+
 /// Bytes of the last error that a path keeps for the operator: one reply line.
 pub const QUEUE_CAUSE_BYTES_MAX: usize = 512;
 
@@ -351,10 +357,6 @@ pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::
 
 /// DNS questions under way at once; the rest wait in order.
 pub const QUESTIONS_AT_ONCE_MAX: usize = 512;
-
-/// Connections per path that each shard must have for a path to be spread over all of them: below
-/// it a shard's share would be used up by one slow reply each, while others idle.
-pub const SPREAD_CONNECTIONS_MIN: u32 = 8;
 
 // ---- config ----
 

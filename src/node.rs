@@ -29,6 +29,7 @@ use crate::engine::Port;
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
 use crate::limits;
+use crate::queue::Grants;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
 use crate::settings;
@@ -115,6 +116,7 @@ impl Node {
         let shards = shards.map_or(1, NonZeroU16::get).min(limits::SHARDS_MAX);
         let (names, questions) = Names::channel();
         let spools = spools_in_care(&snapshot.node.data_dir, shards)?;
+        let grants = Arc::<Grants>::default();
         let (to_node, progress) = mpsc::channel();
         let mut threads = Vec::new();
         let mut starts = Vec::new();
@@ -128,6 +130,7 @@ impl Node {
                 snapshot: Arc::clone(&snapshot),
                 keys: Arc::clone(&keys),
                 ask: names.ask(number),
+                grants: Arc::clone(&grants),
                 progress: to_node.clone(),
             };
             let thread = thread::Builder::new()
@@ -217,6 +220,7 @@ struct ShardThread {
     snapshot: Arc<Snapshot>,
     keys: Arc<KeyRing>,
     ask: Ask,
+    grants: Arc<Grants>,
     progress: Sender<Progress>,
 }
 
@@ -245,6 +249,7 @@ impl ShardThread {
             keys: Arc::clone(&self.keys),
             mesh,
             ask: Arc::clone(&self.ask),
+            grants: Arc::clone(&self.grants),
         };
         runtime.run(async {
             match Shard::boot(port, plan).await {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::config::{self, Snapshot};
 use crate::dkim::{Identity, KeyRing, PrivateKey, RingError, SignOptions};
-use crate::limits;
 use crate::queue::{PathLimits, QueueConfig, Rate, RetryPolicy};
 use crate::routing::{DomainPattern, HostPort, Own, Route, RouteHost, RouteTable};
 use crate::service::dispatch::{Pool, Settings, Source};
@@ -37,17 +36,13 @@ pub fn spool_directory(data: &Path, number: u16) -> PathBuf {
 
 /// What the brain is told.
 #[must_use]
-pub fn queue(snapshot: &Snapshot, shard: u16, shards: u16, seed: u64) -> QueueConfig {
+pub fn queue(snapshot: &Snapshot, seed: u64) -> QueueConfig {
     let delivery = &snapshot.delivery;
-    let connections_max = match is_spread(snapshot, shards) {
-        true => share(delivery.connections_max, shard, shards),
-        false => delivery.connections_max,
-    };
     QueueConfig {
         retry: RetryPolicy::new(&delivery.retry, RETRY_JITTER_PERCENT, delivery.expire)
             .unwrap_or_default(),
         limits: PathLimits {
-            connections_max,
+            connections_max: delivery.connections_max,
             messages_per_connection_max: delivery.messages_per_connection,
             rate: delivery
                 .rate
@@ -59,23 +54,16 @@ pub fn queue(snapshot: &Snapshot, shard: u16, shards: u16, seed: u64) -> QueueCo
     }
 }
 
-/// Whether every shard sends what it stores itself, each with its own share of a path's
-/// connections, instead of handing it to the one home shard of the path.
+/// Whether every shard sends what it stores itself, over connections of a path that the shards
+/// share by grants, instead of handing it to the one home shard of the path.
 ///
-/// Both keep the limit exact: the shares are fixed and add up to it. Spreading saves two letters
-/// between threads per message (two shards, 4 round trips in, DATA out: a third of the CPU), but it
-/// needs enough connections for each share to be worth having, and a rate has no shares.
+/// Both keep the limit exact. Spreading saves two letters between threads per message (two shards,
+/// 4 round trips in, DATA out: a third of the CPU). With fewer connections than shards they would
+/// be handed round, a dial per message; and a rate is counted in one place.
 #[must_use]
 pub fn is_spread(snapshot: &Snapshot, shards: u16) -> bool {
     let delivery = &snapshot.delivery;
-    let each = delivery.connections_max / u32::from(shards);
-    delivery.rate.is_none() && each >= limits::SPREAD_CONNECTIONS_MIN
-}
-
-/// The part of `total` that belongs to one shard; the parts of all shards add up to it.
-fn share(total: u32, shard: u16, shards: u16) -> u32 {
-    let (shard, shards) = (u32::from(shard), u32::from(shards));
-    total / shards + u32::from(shard < total % shards)
+    delivery.rate.is_none() && delivery.connections_max >= u32::from(shards)
 }
 
 /// Retries of one moment's failures spread over a tenth of their delay either way.
@@ -239,27 +227,4 @@ fn sources(snapshot: &Snapshot) -> Vec<Source> {
         helo: Arc::clone(&source.helo),
     };
     snapshot.sources.iter().map(source).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::share;
-
-    // Whatever the numbers, the shares add up to the limit and differ by one at most.
-    #[test]
-    fn shares_add_up() {
-        for shards in 1..=16u16 {
-            for total in [1, 8, 20, 50, 64, 1000, 1001] {
-                let shares: Vec<u32> = (0..shards)
-                    .map(|shard| share(total, shard, shards))
-                    .collect();
-                assert_eq!(shares.iter().sum::<u32>(), total);
-                let (least, most) = (shares.iter().min(), shares.iter().max());
-                assert!(
-                    most.zip(least)
-                        .is_some_and(|(most, least)| most - least <= 1)
-                );
-            }
-        }
-    }
 }

@@ -14,7 +14,7 @@ use crate::dkim::KeyRing;
 use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal, yield_now};
 use crate::limits;
-use crate::queue::Queue;
+use crate::queue::{Grants, Queue};
 use crate::service::dispatch::Dispatch;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
@@ -40,6 +40,8 @@ pub struct Plan {
     pub mesh: Mesh,
     /// How to put a question to the DNS.
     pub ask: Ask,
+    /// The connections that the shards share, the same for all.
+    pub grants: Arc<Grants>,
 }
 
 /// Why a shard could not start.
@@ -116,12 +118,10 @@ impl<P: Port> Shard<P> {
                 .map_err(|error| BootError::Listen(address, error))?;
             sockets.push(socket);
         }
-        let queue = Queue::new(settings::queue(
-            &plan.snapshot,
-            plan.number,
-            plan.shards,
-            port.random(),
-        ));
+        let mut queue = Queue::new(settings::queue(&plan.snapshot, port.random()));
+        if plan.shards > 1 && settings::is_spread(&plan.snapshot, plan.shards) {
+            queue = queue.sharing(Arc::clone(&plan.grants));
+        }
         let options = settings::signing(&plan.snapshot);
         let signer = SignService::new(port.clone(), Arc::clone(&plan.keys), options);
         let signer = Rc::new(signer);

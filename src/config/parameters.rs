@@ -385,7 +385,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Integer { min: 1, max: 1_000 },
         Absent::Default("20"),
         "10",
-        "The most connections at once per source and site.",
+        "The most connections at once per source and site, by all shards together. A shard may use \
+         all of them while no other has mail for the site.",
     ),
     row(
         "delivery",

@@ -29,6 +29,8 @@ pub(super) struct Connection {
     pub(super) free: u32,
     /// Messages assigned so far.
     pub(super) assigned: u32,
+    /// Gets nothing more: closed as soon as nothing is assigned to it. Counted by its path.
+    pub(super) leaving: bool,
     pub(super) idle_since: Mono,
     available: Links,
     idle: Links,
@@ -53,6 +55,13 @@ impl Connections {
         self.places.len() - self.vacant.len()
     }
 
+    /// Those that are about to end; for tests, O(n).
+    #[cfg(test)]
+    pub(super) fn leaving(&self) -> usize {
+        let leaves = |place: &&Connection| place.phase != Phase::Gone && place.leaving;
+        self.places.iter().filter(leaves).count()
+    }
+
     /// A new one, dialing.
     pub(super) fn insert(&mut self, path: u32) -> ConnectionId {
         let fresh = Connection {
@@ -62,6 +71,7 @@ impl Connections {
             slots: 0,
             free: 0,
             assigned: 0,
+            leaving: false,
             idle_since: Mono(0),
             available: Links::DETACHED,
             idle: Links::DETACHED,

@@ -173,6 +173,12 @@ pub enum Event<T> {
         /// The entry.
         entry: EntryId,
     },
+    /// Another shard has mail for this path and no connection (its `AskForRoom`): connections that
+    /// it needs more than this shard are closed, the idle ones at once.
+    MakeRoom {
+        /// The path, from `Queue::known_path`.
+        path: PathId,
+    },
     /// The time of the last `WakeAt` has come.
     Wake,
 }
@@ -215,6 +221,12 @@ pub enum Action {
     Expired {
         /// The entry.
         entry: EntryId,
+    },
+    /// Other shards hold the connections that this path could use: tell each of them with
+    /// `MakeRoom`.
+    AskForRoom {
+        /// For its source and site: `Queue::source`, `Queue::site`.
+        path: PathId,
     },
     /// Send `Wake` at this time; replaces the earlier one.
     WakeAt(Mono),

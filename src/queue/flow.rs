@@ -144,6 +144,14 @@ impl<T> Queue<T> {
                 }
                 return;
             }
+            if let Some(share) = &mut path.share
+                && !share.take()
+            {
+                let lacks =
+                    (wanted - u64::from(path.dialing)).min(u64::from(allowed - path.connections));
+                self.wait_for_room(index, lacks, now, actions);
+                return;
+            }
             path.connections += 1;
             path.dialing += 1;
             let connection = self.connections.insert(index);
@@ -177,6 +185,7 @@ impl<T> Queue<T> {
             .push_front(&mut Available(&mut self.connections), index);
         self.rest(index, now);
         self.pump(path, now, actions);
+        self.watch_idle(index, path, now);
     }
 
     pub(super) fn free(&mut self, id: ConnectionId, now: Mono, actions: &mut Vec<Action>) {
@@ -193,11 +202,14 @@ impl<T> Queue<T> {
         place.free += 1;
         let (path, idle) = (place.path, place.free == place.slots);
         let spent = place.assigned >= self.paths.at(path).limits.messages_per_connection_max;
-        if spent {
+        if self.gives_way(path) {
+            self.leave(index);
+        }
+        if spent || self.connections.at(index).leaving {
             if idle {
                 self.close(index, actions);
             } else if self.connections.is_available(index) {
-                // The limit was lowered meanwhile.
+                // It was retired, or the limit lowered meanwhile.
                 let available = &mut self.paths.at_mut(path).available;
                 available.remove(&mut Available(&mut self.connections), index);
             }
@@ -211,6 +223,7 @@ impl<T> Queue<T> {
             }
         }
         self.pump(path, now, actions);
+        self.watch_idle(index, path, now);
     }
 
     /// Starts the idle time of a connection.
@@ -220,7 +233,7 @@ impl<T> Queue<T> {
     }
 
     /// Says `Close` to a connection that has nothing assigned.
-    fn close(&mut self, index: u32, actions: &mut Vec<Action>) {
+    pub(super) fn close(&mut self, index: u32, actions: &mut Vec<Action>) {
         let place = self.connections.at_mut(index);
         assert!(
             place.phase == Phase::Open,
@@ -231,6 +244,7 @@ impl<T> Queue<T> {
             "nothing is closed in the middle of a transaction"
         );
         place.phase = Phase::Closing;
+        self.leave(index);
         self.unlist(index);
         actions.push(Action::Close {
             connection: self.connections.id(index),
@@ -263,12 +277,20 @@ impl<T> Queue<T> {
         };
         self.unlist(index);
         let place = self.connections.at(index);
-        let (path, phase) = (place.path, place.phase);
+        let (path, phase, leaving) = (place.path, place.phase, place.leaving);
         let busy = place.slots - place.free;
         let (used, useless) = (place.assigned > 0, place.assigned == busy);
         self.connections.remove(index);
         let it = self.paths.at_mut(path);
         it.connections -= 1;
+        it.leaving -= u32::from(leaving);
+        if let Some(share) = &mut it.share {
+            share.give_back();
+            assert!(
+                share.held() == it.connections,
+                "each connection has its grant"
+            );
+        }
         let kind = cause.kind;
         if kind != CauseKind::Idle {
             it.note_error(cause);
@@ -362,7 +384,7 @@ impl<T> Queue<T> {
             let path = self.paths.at_mut(index);
             if path.generation == generation && path.wake_at == at {
                 path.wake_at = Mono::NEVER;
-                self.pump(index, now, actions);
+                self.look(index, now, actions);
             }
         }
         while let Some(index) = self.idle.first()

@@ -24,12 +24,14 @@
 //! - An entry that has reached its expiry when it is due, or when it would be assigned, is handed
 //!   out
 //!   as `Expired`. Entries of a suspended path wait for `Resume`.
+//! - Where several shards send on a path, each dial needs a grant of the connections that they
+//!   share ([`Grants`]); a shard that has more than others need gives way.
 //! - One event moves at most `limits::QUEUE_WORK_MAX` entries; the rest follows with a `WakeAt`.
 //!
 //! Budget: enqueue, assign and outcome together under 150 ns; no allocation in the steady state;
 //! 64 bytes per entry (`benches/queue.rs`).
 //! Map: [`entry`] slab, [`ready`] lists, [`wheel`] timers, [`path`], [`connection`], `flow` what
-//! connections and time cause, [`retry`], [`shaping`], [`config`], [`event`].
+//! connections and time cause, [`grants`] and `room` the connections shared by shards, [`retry`], [`shaping`], [`config`], [`event`].
 //! Standards: RFC 5321 4.5.4.1 (retry, expiry, 421), 4.5.3.1.10 (next batch).
 
 mod config;
@@ -37,9 +39,11 @@ mod connection;
 mod entry;
 mod event;
 mod flow;
+mod grants;
 mod path;
 mod ready;
 mod retry;
+mod room;
 mod shaping;
 mod wheel;
 
@@ -58,6 +62,7 @@ use crate::time::Mono;
 pub use config::{BackoffPolicy, PathLimits, PathRule, QueueConfig, SitePattern};
 pub use entry::{Entry, EntryId, Recipients, State};
 pub use event::{Action, Cause, CauseKind, ConnectionId, Event, PathId};
+pub use grants::Grants;
 pub use path::{PathCounters, PathReport};
 pub use retry::{RetryError, RetryPolicy};
 pub use shaping::{Bucket, Rate, RateError};
@@ -159,6 +164,22 @@ impl<T> Queue<T> {
             stale_events: 0,
             config,
         }
+    }
+
+    /// The same queue, sharing the connections of its paths with the queues of other shards.
+    ///
+    /// # Panics
+    /// Where a path is known already.
+    #[must_use]
+    pub fn sharing(mut self, grants: Arc<Grants>) -> Self {
+        self.paths.share_with(grants);
+        self
+    }
+
+    /// The egress path from a source to a site, where it is known.
+    #[must_use]
+    pub fn known_path(&self, source: u16, site: &Arc<str>) -> Option<PathId> {
+        self.paths.known(source, site)
     }
 
     /// The egress path from a source to a site, made where it is new.
@@ -307,6 +328,7 @@ impl<T> Queue<T> {
             Event::Resume { path } => self.resume(path, now, actions),
             Event::Requeue { entry } => self.requeue(entry, now, actions),
             Event::Expire { entry } => self.expire_by_operator(entry, actions),
+            Event::MakeRoom { path } => self.asked_for_room(path, now, actions),
             Event::Wake => self.wake(now, actions),
         }
         self.announce(actions);

@@ -8,6 +8,7 @@ use crate::time::Mono;
 
 use super::config::{PathLimits, QueueConfig};
 use super::event::{Cause, CauseKind, PathId};
+use super::grants::{Grants, Share};
 use super::ready::{Links, List, Nodes};
 use super::shaping::Bucket;
 
@@ -85,6 +86,10 @@ pub(super) struct Path {
     pub(super) available: List,
     pub(super) connections: u32,
     pub(super) dialing: u32,
+    /// Of the open ones, those that end as soon as nothing is assigned to them.
+    pub(super) leaving: u32,
+    /// What this shard holds of the path's connections; `None` where no other shard has the path.
+    pub(super) share: Option<Share>,
     /// Slow start: connections allowed, and successes since it last grew.
     pub(super) window: u32,
     pub(super) successes: u32,
@@ -119,6 +124,8 @@ impl Path {
             available: List::EMPTY,
             connections: 0,
             dialing: 0,
+            leaving: 0,
+            share: None,
             window: config.connections_initial.max(1),
             successes: 0,
             failures: 0,
@@ -170,6 +177,9 @@ impl Path {
             // Made at the next use.
             (Some(_), None) => {}
         }
+        if let Some(share) = &self.share {
+            share.set_limit(self.limits.connections_max);
+        }
     }
 }
 
@@ -180,6 +190,8 @@ pub(super) struct Paths {
     by_name: HashMap<(u16, Arc<str>), u32>,
     /// Those with nothing to do, the longest unused one first.
     vacant: List,
+    /// Where other shards send on the same paths.
+    grants: Option<Arc<Grants>>,
 }
 
 struct Vacant<'a>(&'a mut Vec<Path>);
@@ -196,7 +208,20 @@ impl Paths {
             places: Vec::new(),
             by_name: HashMap::new(),
             vacant: List::EMPTY,
+            grants: None,
         }
+    }
+
+    /// Paths share their connections with the other shards from now on; before the first path.
+    pub(super) fn share_with(&mut self, grants: Arc<Grants>) {
+        assert!(self.places.is_empty(), "every path has a share, or none");
+        self.grants = Some(grants);
+    }
+
+    /// The path of this name, if it is known.
+    pub(super) fn known(&self, source: u16, site: &Arc<str>) -> Option<PathId> {
+        let index = self.by_name.get(&(source, Arc::clone(site)))?;
+        Some(self.id(*index))
     }
 
     /// The path of this name, made where it is new.
@@ -224,7 +249,7 @@ impl Paths {
             let old = &mut self.places[index as usize];
             let generation = old.generation.wrapping_add(1);
             let key = (old.source, Arc::clone(&old.site));
-            *old = Path::new(source, site, config, generation);
+            *old = Self::fresh(&self.grants, source, site, config, generation);
             self.by_name.remove(&key);
             return index;
         }
@@ -233,8 +258,23 @@ impl Paths {
             index < QUEUE_PATHS_MAX,
             "each path beyond the vacant ones has an entry"
         );
-        self.places.push(Path::new(source, site, config, 0));
+        let path = Self::fresh(&self.grants, source, site, config, 0);
+        self.places.push(path);
         index
+    }
+
+    fn fresh(
+        grants: &Option<Arc<Grants>>,
+        source: u16,
+        site: Arc<str>,
+        config: &QueueConfig,
+        generation: u32,
+    ) -> Path {
+        let mut path = Path::new(source, site, config, generation);
+        let limit = path.limits.connections_max;
+        let share = grants.as_ref();
+        path.share = share.map(|grants| grants.share(source, &path.site, limit));
+        path
     }
 
     /// The index of a path, unless it is forgotten.

@@ -58,6 +58,18 @@ impl List {
         (self.head != NIL).then_some(self.head)
     }
 
+    /// The last node, if any.
+    pub(super) fn last(&self) -> Option<u32> {
+        (self.tail != NIL).then_some(self.tail)
+    }
+
+    /// The node in front of `index`, which must be on this list.
+    pub(super) fn before(&self, nodes: &mut impl Nodes, index: u32) -> Option<u32> {
+        let prev = nodes.links(index).prev;
+        assert!(prev != NONE, "it is on no list");
+        (prev != NIL).then_some(prev)
+    }
+
     pub(super) fn push_back(&mut self, nodes: &mut impl Nodes, index: u32) {
         let links = nodes.links(index);
         assert!(*links == Links::DETACHED, "a node is on at most one list");

@@ -131,7 +131,9 @@ fn check<T>(queue: &mut Queue<T>) {
             deferred += path.deferred;
             connections += path.connections;
             assert!(path.spill <= path.ready.len());
-            assert!(path.dialing <= path.connections);
+            assert!(path.dialing + path.leaving <= path.connections);
+            let held = path.share.as_ref().map(|share| share.held());
+            assert!(held.is_none_or(|held| held == path.connections));
             [
                 (index, State::Ready, path.ready),
                 (index, State::InFlight, path.in_flight),
@@ -160,6 +162,8 @@ fn check<T>(queue: &mut Queue<T>) {
         "on no list"
     );
     assert_eq!(connections as usize, queue.connections.len());
+    let leaving: u32 = queue.paths.iter_mut().map(|path| path.leaving).sum();
+    assert_eq!(leaving as usize, queue.connections.leaving());
 }
 
 // The worked example of the module's documentation.
@@ -634,4 +638,5 @@ fn an_outcome_without_an_assign_is_a_bug() {
     desk.outcome(ids[0], CauseKind::Settled, at(0));
 }
 
+mod grants;
 mod model;

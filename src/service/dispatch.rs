@@ -67,7 +67,7 @@ pub struct Settings {
     pub shard: u16,
     /// How many shards the node has.
     pub shards: u16,
-    /// Whether every shard sends what it stores, with a share of each path's connections.
+    /// Whether every shard sends what it stores, over connections that the shards share.
     pub spread: bool,
     /// The node's name.
     pub hostname: Arc<str>,
@@ -581,6 +581,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Enqueue(transfer) => self.take_over(*transfer),
             ShardMessage::Settle(settlement) => self.settle_here(settlement),
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
+            ShardMessage::MakeRoom { source, site } => self.make_room(source, &site),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.
@@ -725,10 +726,31 @@ impl<P: Port> Dispatch<P> {
                 self.journal(entry, attempts, next);
             }
             Action::Expired { entry } => self.expire(entry),
+            Action::AskForRoom { path } => self.ask_for_room(path),
             Action::WakeAt(at) => {
                 self.wake_at.set(at);
                 self.wake_changed.raise();
             }
+        }
+    }
+
+    /// Tells the other shards that this one has mail for a path and no room.
+    fn ask_for_room(&self, path: PathId) {
+        let brain = self.brain.borrow();
+        let (Some(source), Some(site)) = (brain.source(path), brain.site(path)) else {
+            return;
+        };
+        for shard in (0..self.settings.shards).filter(|shard| *shard != self.settings.shard) {
+            let site = Arc::clone(site);
+            self.post(shard, ShardMessage::MakeRoom { source, site });
+        }
+    }
+
+    /// Another shard has no room on a path; where it is not known here, nothing is held of it.
+    fn make_room(&self, source: u16, site: &Arc<str>) {
+        let known = self.brain.borrow().known_path(source, site);
+        if let Some(path) = known {
+            self.apply(Event::MakeRoom { path });
         }
     }
 

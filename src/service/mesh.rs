@@ -43,6 +43,13 @@ pub enum ShardMessage {
     Settle(Settlement),
     /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
     Bounce(Box<Bounce>),
+    /// Shard to shard: I have mail for this egress path, and you and others its connections.
+    MakeRoom {
+        /// Source number.
+        source: u16,
+        /// The site's name.
+        site: Arc<str>,
+    },
     /// Control thread to shard: an answer of the DNS.
     Resolved {
         /// The question.

@@ -161,6 +161,7 @@ impl World {
                 assert!(matches!(place, Where::From(_)), "expired out of {place:?}");
                 *place = Where::Expired;
             }
+            Action::AskForRoom { .. } => panic!("there is no other shard"),
             Action::WakeAt(at) => self.wake = Some(at),
         }
     }

@@ -5,6 +5,7 @@ mod injector;
 mod ledger;
 mod node;
 mod receiver;
+mod shards;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,6 +49,9 @@ const HOME: &str = "home.test";
 struct Scenario {
     seed: u64,
     shards: u16,
+    /// Connections per source and site, and transactions at once on each.
+    connections: u64,
+    depth: u64,
     messages: u64,
     bytes_max: u64,
     recipients_max: u64,
@@ -86,7 +90,11 @@ impl Scenario {
             options.disk.capacity = Some(random.within(&(6 << 20..=24 << 20)));
         }
         let receivers = random.within(&(1..=4));
+        let manners = Random::new(seed ^ 0xbeef);
+        let depth = manners.within(&(1..=4));
         Self {
+            depth,
+            connections: manners.within(&(1..=4)),
             seed,
             shards: u16::try_from(random.within(&(1..=3))).unwrap_or(1),
             messages: random.within(&(1..=30)),
@@ -113,8 +121,7 @@ impl Scenario {
     }
 
     fn config(&self) -> String {
-        let random = Random::new(self.seed ^ 0xbeef);
-        let depth = random.within(&(1..=4));
+        let depth = self.depth;
         format!(
             "[node]\nhostname = \"node.test\"\ndata_dir = \"{DATA}\"\nshards = {}\n\
              [[listener]]\naddress = \"10.0.0.1:2525\"\nrelay_from = [\"0.0.0.0/0\"]\n\
@@ -126,8 +133,7 @@ impl Scenario {
              [[source]]\nname = \"b\"\naddress = \"10.0.0.3\"\nhelo = \"b.node.test\"\n\
              [[pool]]\nname = \"default\"\nsources = [{{ source = \"a\" }}, \
               {{ source = \"b\" }}]\n",
-            self.shards,
-            random.within(&(1..=4)),
+            self.shards, self.connections,
         )
     }
 }
@@ -174,6 +180,7 @@ struct Campaign {
     control: SimPort,
     ledger: Shared,
     injector: Rc<Injector>,
+    sites: Vec<Rc<Site>>,
 }
 
 fn receiver_address(number: usize) -> Ipv4Addr {
@@ -188,7 +195,7 @@ impl Campaign {
         ledger.borrow_mut().disk_failed = scenario.options.disk.write_error > 0
             || scenario.options.disk.directory_error > 0
             || scenario.options.disk.capacity.is_some();
-        let zone = receivers(&world, &scenario, &ledger);
+        let (zone, sites) = receivers(&world, &scenario, &ledger);
         let host = world.host("node");
         for last in 1..=3 {
             host.add_address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)));
@@ -228,6 +235,7 @@ impl Campaign {
             control,
             ledger,
             injector,
+            sites,
         };
         campaign.write_messages();
         campaign
@@ -400,9 +408,13 @@ impl Campaign {
     }
 }
 
-/// Starts the receivers; returns the mail exchanger of each domain.
-fn receivers(world: &SimWorld, scenario: &Scenario, ledger: &Shared) -> HashMap<String, Ipv4Addr> {
-    let mut zone = HashMap::new();
+/// Starts the receivers; returns the mail exchanger of each domain, and who is behind it.
+fn receivers(
+    world: &SimWorld,
+    scenario: &Scenario,
+    ledger: &Shared,
+) -> (HashMap<String, Ipv4Addr>, Vec<Rc<Site>>) {
+    let (mut zone, mut sites) = (HashMap::new(), Vec::new());
     let home = ("accept".to_owned(), HOME.to_owned());
     let named = (0..).zip(&scenario.personalities);
     let named = named.map(|(number, text): (u32, _)| (text.clone(), format!("d{number}.test")));
@@ -414,7 +426,9 @@ fn receivers(world: &SimWorld, scenario: &Scenario, ledger: &Shared) -> HashMap<
         let index = u32::try_from(number).unwrap_or(u32::MAX);
         let site = Site::new(index, domain.clone(), personality, scenario.seed, 50 << 20);
         let target = SocketAddr::new(IpAddr::V4(address), 25);
-        receiver::start(&host, target, Rc::new(site), Rc::clone(ledger));
+        let site = Rc::new(site);
+        sites.push(Rc::clone(&site));
+        receiver::start(&host, target, site, Rc::clone(ledger));
         zone.insert(domain, address);
     }
     // One more domain at the first receiver, and (by its absence) one that does not exist.
@@ -422,7 +436,7 @@ fn receivers(world: &SimWorld, scenario: &Scenario, ledger: &Shared) -> HashMap<
         format!("d{}.test", scenario.personalities.len()),
         receiver_address(0),
     );
-    zone
+    (zone, sites)
 }
 
 /// Writes down when the node crashed.

@@ -14,6 +14,7 @@ use postrider::engine::mesh::{MailReceiver, mailbox};
 use postrider::engine::sim::{CrashKind, SimHost, SimPort};
 use postrider::engine::{Class, Port};
 use postrider::limits;
+use postrider::queue::Grants;
 use postrider::routing::{DnsFailure, HostAddresses, Mx};
 use postrider::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use postrider::service::resolver::{Ask, MailAnswer, Question};
@@ -72,6 +73,7 @@ impl Node {
         }
         let mesh: Mesh = mesh.into_iter().collect();
         self.mesh.replace(Some(Arc::clone(&mesh)));
+        let grants = Arc::<Grants>::default();
         for (number, port, letters) in shards {
             let asked = asked.clone();
             let ask: Ask = Arc::new(move |question| asked.try_send((number, question)).is_ok());
@@ -83,6 +85,7 @@ impl Node {
                 mesh: Arc::clone(&mesh),
                 ask,
                 keys: Arc::clone(&self.keys),
+                grants: Arc::clone(&grants),
             };
             let me = Rc::clone(self);
             port.clone().spawn(Class::Control, async move {

@@ -1,0 +1,135 @@
+//! What several shards share: the connections of an egress path.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use postrider::engine::sim::{RunEnd, SimOptions};
+use postrider::engine::{Class, Port};
+use postrider::service::mesh::{OperatorRequest, ShardMessage};
+use tokio::sync::oneshot;
+
+use super::{Campaign, STEPS_MAX, Scenario};
+
+/// Per source and site; two sources are used.
+const CONNECTIONS: u32 = 16;
+
+/// Two shards, no faults, and one receiver that takes its time.
+fn scenario(seed: u64, sessions: u64, messages: u64) -> Scenario {
+    Scenario {
+        shards: 2,
+        connections: u64::from(CONNECTIONS),
+        depth: 1,
+        messages,
+        bytes_max: 600,
+        recipients_max: 1,
+        sessions,
+        spread: 0,
+        personalities: vec!["accept+delay:500ms".to_owned()],
+        trouble: Duration::ZERO,
+        crashes: 0,
+        jumps: false,
+        rot: false,
+        dns_fails: 0,
+        options: SimOptions::calm(),
+        ..Scenario::draw(seed)
+    }
+}
+
+/// A campaign whose mail is all for the one receiver.
+fn campaign(seed: u64, sessions: u64, messages: u64) -> Campaign {
+    let campaign = Campaign::new(scenario(seed, sessions, messages));
+    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
+        sent.recipients = vec![format!("u{id}@d0.test")];
+    }
+    campaign
+}
+
+/// What was seen at most: connections at the receiver, and what each shard said it had.
+struct Peak {
+    receiver: u32,
+    shards: [u64; 2],
+}
+
+/// Runs until all mail is where it belongs.
+fn run(campaign: &Campaign) -> Peak {
+    let node = Rc::clone(&campaign.node);
+    let control = &campaign.control;
+    control.spawn(Class::Control, node.supervise(control.clone()));
+    campaign.injector.start(campaign.scenario.sessions);
+    let shards = Rc::new(Cell::new([0; 2]));
+    watch(campaign, &shards);
+    let receiver = Cell::new(0);
+    let all = || {
+        receiver.set(campaign.sites[0].open.get().max(receiver.get()));
+        campaign.injector.open.get() == 0 && campaign.ledger.borrow().missing().is_empty()
+    };
+    let deadline = campaign.world.now().after(Duration::from_secs(3_600));
+    let end = campaign.world.run_until(deadline, STEPS_MAX, all);
+    assert_eq!(end, RunEnd::Reached, "{}", campaign.describe_node());
+    campaign.ledger.borrow_mut().judge();
+    let violations = campaign.ledger.borrow().violations.clone();
+    assert!(violations.is_empty(), "{violations:?}");
+    Peak {
+        receiver: receiver.get(),
+        shards: shards.get(),
+    }
+}
+
+/// Asks both shards for their connections ten times a second.
+fn watch(campaign: &Campaign, most: &Rc<Cell<[u64; 2]>>) {
+    let (node, most) = (Rc::clone(&campaign.node), Rc::clone(most));
+    let port = campaign.control.clone();
+    campaign.control.spawn(Class::Control, async move {
+        loop {
+            port.sleep_until(port.now().after(Duration::from_millis(100)))
+                .await;
+            let Some(mesh) = node.mesh.borrow().clone() else {
+                continue;
+            };
+            for (shard, mailbox) in mesh.iter().enumerate() {
+                let (reply, answer) = oneshot::channel();
+                let letter = ShardMessage::Operator(OperatorRequest::Status(reply));
+                if mailbox.try_send(letter).is_ok()
+                    && let Ok(figures) = answer.await
+                {
+                    let mut peaks = most.get();
+                    peaks[shard] = peaks[shard].max(figures.connections);
+                    most.set(peaks);
+                }
+            }
+        }
+    });
+}
+
+// One session's mail arises on one shard: it goes out over all the connections that the
+// configuration allows, and never over more.
+#[test]
+fn one_session_uses_every_connection() {
+    for seed in 0..2 {
+        let campaign = campaign(seed, 1, 350);
+        let peak = run(&campaign);
+        assert_eq!(peak.receiver, 2 * CONNECTIONS, "seed {seed}");
+        let mut shards = peak.shards;
+        shards.sort_unstable();
+        assert_eq!(shards, [0, u64::from(2 * CONNECTIONS)], "seed {seed}");
+    }
+}
+
+// Mail on both shards: together they have no more than the limit, and each has had its part.
+#[test]
+fn two_shards_share_the_connections() {
+    let mut both = 0;
+    for seed in 0..3 {
+        let campaign = campaign(seed, 6, 600);
+        let peak = run(&campaign);
+        assert_eq!(peak.receiver, 2 * CONNECTIONS, "seed {seed}");
+        // The kernel, and the simulator, choose each session's shard by chance.
+        both += usize::from(
+            peak.shards
+                .iter()
+                .all(|most| *most >= u64::from(CONNECTIONS)),
+        );
+    }
+    assert!(both >= 2, "both shards had mail in {both} runs of 3 only");
+}
