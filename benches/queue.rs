@@ -194,10 +194,9 @@ fn deferred(c: &mut Criterion) {
                                     slots: 4,
                                 });
                             }
-                            Action::Deferred { .. }
-                            | Action::Expired { .. }
-                            | Action::AskForRoom { .. }
-                            | Action::WakeAt(_) => {}
+                            Action::Deferred { .. } | Action::Expired { .. } => {}
+                            Action::AskForRoom { .. } => unreachable!("nothing is shared"),
+                            Action::WakeAt(_) => {}
                         }
                         todo.append(&mut rig.actions);
                     }

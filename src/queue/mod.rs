@@ -31,7 +31,8 @@
 //! Budget: enqueue, assign and outcome together under 150 ns; no allocation in the steady state;
 //! 64 bytes per entry (`benches/queue.rs`).
 //! Map: [`entry`] slab, [`ready`] lists, [`wheel`] timers, [`path`], [`connection`], `flow` what
-//! connections and time cause, [`grants`] and `room` the connections shared by shards, [`retry`], [`shaping`], [`config`], [`event`].
+//! connections and time cause, [`grants`] the connections that shards share, `room` what a brain
+//! does about them, [`retry`], [`shaping`], [`config`], [`event`].
 //! Standards: RFC 5321 4.5.4.1 (retry, expiry, 421), 4.5.3.1.10 (next batch).
 
 mod config;
