@@ -29,6 +29,7 @@ use crate::engine::Port;
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
 use crate::limits;
+use crate::service::balance::Board;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
 use crate::settings;
@@ -117,6 +118,7 @@ impl Node {
         let spools = spools_in_care(&snapshot.node.data_dir, shards)?;
         let (to_node, progress) = mpsc::channel();
         let mut threads = Vec::new();
+        let board = Board::new(shards);
         let mut starts = Vec::new();
         for (number, spools) in (0..shards).zip(spools) {
             let (start, wait) = mpsc::channel::<Mesh>();
@@ -128,6 +130,7 @@ impl Node {
                 snapshot: Arc::clone(&snapshot),
                 keys: Arc::clone(&keys),
                 ask: names.ask(number),
+                board: Arc::clone(&board),
                 progress: to_node.clone(),
             };
             let thread = thread::Builder::new()
@@ -217,6 +220,7 @@ struct ShardThread {
     snapshot: Arc<Snapshot>,
     keys: Arc<KeyRing>,
     ask: Ask,
+    board: Arc<Board>,
     progress: Sender<Progress>,
 }
 
@@ -244,6 +248,7 @@ impl ShardThread {
             snapshot: Arc::clone(&self.snapshot),
             keys: Arc::clone(&self.keys),
             mesh,
+            board: Arc::clone(&self.board),
             ask: Arc::clone(&self.ask),
         };
         runtime.run(async {

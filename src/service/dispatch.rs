@@ -32,7 +32,7 @@ use crate::service::mesh::{
 };
 use crate::service::resolver::{Known, Question, Resolver};
 use crate::service::signer::{SignError, SignService};
-use crate::service::smtpd::Intake;
+use crate::service::smtpd::{Intake, MovingSession};
 use crate::service::spooler::{Loaded, Spooler};
 use crate::smtp::client::ClientConfig;
 use crate::smtp::reply::Reply;
@@ -593,7 +593,9 @@ impl<P: Port> Dispatch<P> {
                 self.resolver.answered(&question, &answer)
             }
             ShardMessage::Rekey(ring) => self.signer.rekey(ring),
-            ShardMessage::Operator(_) => unreachable!("the shard answers its operator itself"),
+            ShardMessage::Session(_) | ShardMessage::Operator(_) => {
+                unreachable!("the shard sees to its sessions and its operator itself")
+            }
         }
     }
 
@@ -1356,6 +1358,15 @@ fn unroutable(plan: &Plan) -> Box<str> {
 impl<P: Port> Intake for Dispatch<P> {
     fn next_id(&self) -> MessageId {
         self.own_spool().next_id()
+    }
+
+    fn hand_over(&self, to: u16, session: Box<MovingSession>) -> Result<(), Box<MovingSession>> {
+        // Never through the overflow: it stays here rather than wait.
+        let letter = ShardMessage::Session(session);
+        match self.mesh[usize::from(to)].try_send(letter) {
+            Err(ShardMessage::Session(session)) => Err(session),
+            _ => Ok(()),
+        }
     }
 
     async fn accept(&self, id: MessageId, inbound: Box<Inbound>) -> Result<Stored, Refusal> {

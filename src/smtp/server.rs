@@ -168,6 +168,12 @@ impl Server {
         self.next_id = Some(id);
     }
 
+    /// Gives back the id that no message has used: it names the shard, and the session is to go on
+    /// elsewhere. Precondition: the session [is idle](Self::is_idle).
+    pub fn forget_next_id(&mut self) {
+        self.next_id = None;
+    }
+
     /// Whether the id set last was used for a message, or none was set. An id that a refused
     /// message would have had serves for the next one.
     #[must_use]

@@ -15,6 +15,7 @@ use postrider::engine::sim::{CrashKind, SimHost, SimPort};
 use postrider::engine::{Class, Port};
 use postrider::limits;
 use postrider::routing::{DnsFailure, HostAddresses, Mx};
+use postrider::service::balance::Board;
 use postrider::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use postrider::service::resolver::{Ask, MailAnswer, Question};
 use postrider::shard::{Plan, Shard};
@@ -71,6 +72,7 @@ impl Node {
             shards.push((number, port, letters));
         }
         let mesh: Mesh = mesh.into_iter().collect();
+        let board = Board::new(self.shards);
         self.mesh.replace(Some(Arc::clone(&mesh)));
         for (number, port, letters) in shards {
             let asked = asked.clone();
@@ -81,6 +83,7 @@ impl Node {
                 spools: vec![number],
                 snapshot: Arc::clone(&self.snapshot),
                 mesh: Arc::clone(&mesh),
+                board: Arc::clone(&board),
                 ask,
                 keys: Arc::clone(&self.keys),
             };
