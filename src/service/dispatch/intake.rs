@@ -132,8 +132,12 @@ impl<P: Port> Dispatch<P> {
         envelope: Envelope,
         content: Content,
         received_at: Wall,
+        may_be_eight_bit: bool,
     ) {
-        let held = Held::mapped(stored.id(), envelope, content.bytes(), received_at);
+        // Few messages are, and a field that is taken out may have held the only such octet.
+        let content = content.bytes();
+        let eight_bit = may_be_eight_bit && !content.is_ascii();
+        let held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
         let (held, shared) = held.fresh(&self.fresh);
         self.dispatch(&held, shared, None);
     }
@@ -211,6 +215,7 @@ impl<P: Port> Intake for Dispatch<P> {
             mut envelope,
             content,
             received_at,
+            eight_bit,
             ..
         } = *inbound;
         let checked = self.check(&mut envelope, content);
@@ -237,7 +242,7 @@ impl<P: Port> Intake for Dispatch<P> {
                     counters.accepted_recipients += recipients;
                     counters.accepted_bytes += octets;
                 });
-                self.stored(&stored, envelope, content, received_at);
+                self.stored(&stored, envelope, content, received_at, eight_bit);
                 Ok(stored)
             }
             Err(refusal) => {

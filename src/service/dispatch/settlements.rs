@@ -169,7 +169,7 @@ impl<P: Port> Dispatch<P> {
             match self.own_spool().append(id, &envelope, &content, now).await {
                 Ok(stored) => {
                     self.count(|counters| counters.notifications += 1);
-                    self.stored(&stored, envelope, content, now);
+                    self.stored(&stored, envelope, content, now, true);
                     return;
                 }
                 Err(error) => {
