@@ -503,6 +503,7 @@ fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
         counters: Counters {
             sessions_total: figures.sessions_total,
             sessions_refused: figures.sessions_refused,
+            sessions_moved: figures.sessions_moved,
             messages_accepted: mail.accepted,
             recipients_accepted: mail.accepted_recipients,
             bytes_accepted: mail.accepted_bytes,

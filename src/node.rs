@@ -30,6 +30,7 @@ use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
 use crate::limits;
 use crate::queue::Grants;
+use crate::service::balance::Board;
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
 use crate::settings;
@@ -119,6 +120,7 @@ impl Node {
         let grants = Arc::<Grants>::default();
         let (to_node, progress) = mpsc::channel();
         let mut threads = Vec::new();
+        let board = Board::new(shards);
         let mut starts = Vec::new();
         for (number, spools) in (0..shards).zip(spools) {
             let (start, wait) = mpsc::channel::<Mesh>();
@@ -131,6 +133,7 @@ impl Node {
                 keys: Arc::clone(&keys),
                 ask: names.ask(number),
                 grants: Arc::clone(&grants),
+                board: Arc::clone(&board),
                 progress: to_node.clone(),
             };
             let thread = thread::Builder::new()
@@ -221,6 +224,7 @@ struct ShardThread {
     keys: Arc<KeyRing>,
     ask: Ask,
     grants: Arc<Grants>,
+    board: Arc<Board>,
     progress: Sender<Progress>,
 }
 
@@ -248,6 +252,7 @@ impl ShardThread {
             snapshot: Arc::clone(&self.snapshot),
             keys: Arc::clone(&self.keys),
             mesh,
+            board: Arc::clone(&self.board),
             ask: Arc::clone(&self.ask),
             grants: Arc::clone(&self.grants),
         };

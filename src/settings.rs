@@ -2,6 +2,7 @@
 //!
 //! The only place that knows both sides: below it nobody knows that a configuration file exists.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,19 +70,28 @@ pub fn is_spread(snapshot: &Snapshot, shards: u16) -> bool {
 /// Retries of one moment's failures spread over a tenth of their delay either way.
 const RETRY_JITTER_PERCENT: u8 = 10;
 
-/// What a shard's part of a listener is told.
+/// How many sessions of a listener one shard may have.
 #[must_use]
-pub fn listener(snapshot: &Snapshot, listener: &config::Listener, shards: u16) -> Listener {
+pub fn sessions_max(listener: &config::Listener, shards: u16) -> u32 {
+    listener.connections_max.div_ceil(u32::from(shards))
+}
+
+/// What a shard's part of the listener at this position is told.
+#[must_use]
+pub fn listener(snapshot: &Snapshot, number: usize, shards: u16) -> Listener {
+    let listener = &snapshot.listeners[number];
     let mut server = ServerConfig::new(&snapshot.node.hostname);
     server.size_max = listener.max_message_size;
     server.recipients_max = listener.max_recipients;
     Listener {
+        number,
+        open: Cell::default(),
         server: Arc::new(server),
         may_relay: {
             let listener = listener.clone();
             Box::new(move |peer| listener.may_relay(peer))
         },
-        sessions_max: listener.connections_max.div_ceil(u32::from(shards)),
+        sessions_max: sessions_max(listener, shards),
         idle_timeout: listener.idle_timeout,
     }
 }

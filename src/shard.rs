@@ -15,11 +15,12 @@ use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal, yield_now};
 use crate::limits;
 use crate::queue::{Grants, Queue};
+use crate::service::balance::{Balance, Board};
 use crate::service::dispatch::Dispatch;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
 use crate::service::signer::SignService;
-use crate::service::smtpd::{self, Sessions};
+use crate::service::smtpd::{self, Listener, MovingSession, Sessions};
 use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
 use crate::settings;
 use crate::spool::Alarm;
@@ -38,6 +39,8 @@ pub struct Plan {
     pub keys: Arc<KeyRing>,
     /// The mailboxes of all shards.
     pub mesh: Mesh,
+    /// The loads of all shards.
+    pub board: Arc<Board>,
     /// How to put a question to the DNS.
     pub ask: Ask,
     /// The connections that the shards share, the same for all.
@@ -136,7 +139,9 @@ impl<P: Port> Shard<P> {
             Rc::clone(&signer),
             queue,
         );
-        let sessions = Rc::default();
+        let board = Arc::clone(&plan.board);
+        let balance = Balance::new(board, plan.number, guests_max(&plan));
+        let sessions = Rc::new(Sessions::new(balance));
         Ok(Self {
             port,
             plan,
@@ -176,14 +181,16 @@ impl<P: Port> Shard<P> {
             sockets,
             ..
         } = self;
-        for (socket, listener) in sockets.into_iter().zip(&plan.snapshot.listeners) {
-            let listener = settings::listener(&plan.snapshot, listener, plan.shards);
+        let listeners: Rc<[Rc<Listener>]> = (0..plan.snapshot.listeners.len())
+            .map(|number| Rc::new(settings::listener(&plan.snapshot, number, plan.shards)))
+            .collect();
+        for (socket, listener) in sockets.into_iter().zip(listeners.iter()) {
             port.spawn(
                 Class::Ingress,
                 smtpd::serve(
                     port.clone(),
                     socket,
-                    Rc::new(listener),
+                    Rc::clone(listener),
                     Rc::clone(&sessions),
                     Rc::clone(&dispatch),
                 ),
@@ -201,6 +208,7 @@ impl<P: Port> Shard<P> {
             dispatch: Rc::clone(&dispatch),
             spools: spools.clone(),
             sessions: Rc::clone(&sessions),
+            listeners,
             drain: drained.clone(),
         };
         port.spawn(Class::Control, office.read_letters(letters));
@@ -210,6 +218,17 @@ impl<P: Port> Shard<P> {
             spool.close().await;
         }
     }
+}
+
+/// With how many sessions a shard is given no more by others: half of what it may have, so that
+/// new connections, which the kernel spreads, find room on every shard.
+fn guests_max(plan: &Plan) -> u32 {
+    let shares = plan
+        .snapshot
+        .listeners
+        .iter()
+        .map(|listener| settings::sessions_max(listener, plan.shards));
+    shares.fold(limits::SESSIONS_MAX, u32::min) / 2
 }
 
 /// Gives the brain what recovery found, a portion per turn, so that new mail is accepted meanwhile.
@@ -246,6 +265,7 @@ struct Office<P: Port> {
     dispatch: Rc<Dispatch<P>>,
     spools: Vec<(u16, Spooler<P>)>,
     sessions: Rc<Sessions>,
+    listeners: Rc<[Rc<Listener>]>,
     drain: Signal,
 }
 
@@ -257,11 +277,24 @@ impl<P: Port> Office<P> {
             for letter in batch.drain(..) {
                 match letter {
                     ShardMessage::Operator(request) => self.serve(request),
+                    ShardMessage::Session(session) => self.adopt(*session),
                     letter => self.dispatch.receive(letter),
                 }
             }
             self.port.remote_wakes().await;
         }
+    }
+
+    fn adopt(&self, session: MovingSession) {
+        // All shards have the listeners of one configuration.
+        let listener = &self.listeners[session.listener()];
+        smtpd::adopt(
+            &self.port,
+            session,
+            listener,
+            &self.sessions,
+            &self.dispatch,
+        );
     }
 
     fn serve(&self, request: OperatorRequest) {
@@ -301,6 +334,7 @@ impl<P: Port> Office<P> {
             sessions: u64::from(self.sessions.open()),
             sessions_total,
             sessions_refused,
+            sessions_moved: self.sessions.moved(),
             ..self.dispatch.figures()
         }
     }

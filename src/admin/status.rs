@@ -49,6 +49,8 @@ pub struct Counters {
     pub sessions_total: u64,
     /// Inbound connections refused because of a limit.
     pub sessions_refused: u64,
+    /// Sessions that one shard handed to another to even out the load.
+    pub sessions_moved: u64,
     /// Messages answered 250: they are on stable storage.
     pub messages_accepted: u64,
     /// Recipients of those messages.
@@ -88,7 +90,7 @@ pub struct Counters {
 }
 
 /// How many totals there are.
-const COUNTERS: usize = 20;
+const COUNTERS: usize = 21;
 
 impl Counters {
     /// Adds another shard's totals.
@@ -109,6 +111,7 @@ impl Counters {
         [
             ("sessions_total", &mut self.sessions_total),
             ("sessions_refused", &mut self.sessions_refused),
+            ("sessions_moved", &mut self.sessions_moved),
             ("messages_accepted", &mut self.messages_accepted),
             ("recipients_accepted", &mut self.recipients_accepted),
             ("bytes_accepted", &mut self.bytes_accepted),

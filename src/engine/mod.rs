@@ -9,7 +9,9 @@ pub mod sim;
 pub mod sys;
 pub mod uring;
 
-pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, yield_now};
+pub use port::{
+    Class, Map, Moving, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, Usage, yield_now,
+};
 pub use sys::block::Block;
 pub use sys::ifma;
 pub use sys::map::FileMap;

@@ -6,7 +6,7 @@
 //! still own are moved in and handed back, and an input or a deadline is the only thing a driver
 //! can wait for, so that the simulator tests the drivers and not an executor.
 //! Shard: each shard has a port of its own; a port and what it made never leave their thread,
-//! except [`RemoteWaker`].
+//! except [`RemoteWaker`] and a connection that departs ([`Moving`]).
 
 use std::cell::Cell;
 use std::fmt;
@@ -14,10 +14,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, Range};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -129,6 +131,42 @@ pub trait Stream: 'static {
 
     /// Says that nothing more will be sent (FIN).
     fn finish(&mut self);
+
+    /// Takes the connection away from this shard's engine, to be given to another's
+    /// ([`Port::adopt`]). `unread` is what the holder has received and not used: it comes first when
+    /// the new holder reads, before whatever arrives during the move.
+    ///
+    /// # Errors
+    /// The process has no descriptor left; the connection is closed.
+    fn depart(self, unread: Vec<u8>) -> impl Future<Output = Result<Moving, NetError>>;
+}
+
+/// A connection between two shards: no engine reads from it. Dropping it closes it.
+#[derive(Debug)]
+pub struct Moving {
+    pub(in crate::engine) socket: MovingSocket,
+    pub(in crate::engine) peer: SocketAddr,
+    pub(in crate::engine) local: Option<SocketAddr>,
+    /// Received, not read.
+    pub(in crate::engine) unread: Vec<u8>,
+}
+
+/// What a connection is while nobody drives it.
+#[derive(Debug)]
+pub(in crate::engine) enum MovingSocket {
+    /// A socket of this process.
+    Descriptor(OwnedFd),
+    /// The number under which a simulated world keeps it.
+    Simulated(u64),
+}
+
+/// What a shard's thread has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time used.
+    pub busy: Duration,
+    /// Time asleep, waiting for something to happen.
+    pub slept: Duration,
 }
 
 /// Bytes of a file, readable without a system call once prefetched.
@@ -182,6 +220,15 @@ pub trait Port: Clone + 'static {
         target: SocketAddr,
         deadline: Mono,
     ) -> impl Future<Output = Result<Self::Stream, NetError>>;
+
+    /// Takes over a connection that left another shard of this process.
+    ///
+    /// # Errors
+    /// It is of another engine's making, or died on the way.
+    fn adopt(&self, moving: Moving) -> Result<Self::Stream, NetError>;
+
+    /// What the shard's thread has done since it began. A system call: for a look now and then.
+    fn usage(&self) -> Usage;
 
     /// Opens a file. Blocks: at boot, or when a segment is made, never per message.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Self::File>;

@@ -15,6 +15,7 @@ use crate::queue::Recipients;
 use crate::service::dispatch::Counters;
 use crate::service::held::Held;
 use crate::service::resolver::{MailAnswer, Question};
+use crate::service::smtpd::MovingSession;
 use crate::spool::{Settlement, SpoolStatus};
 use crate::time::Wall;
 
@@ -50,6 +51,8 @@ pub enum ShardMessage {
         /// The site's name.
         site: Arc<str>,
     },
+    /// Shard to shard: go on with this session.
+    Session(Box<MovingSession>),
     /// Control thread to shard: an answer of the DNS.
     Resolved {
         /// The question.
@@ -176,6 +179,8 @@ pub struct Figures {
     pub sessions_total: u64,
     /// Connections turned away because of a limit.
     pub sessions_refused: u64,
+    /// Sessions that went on to another shard.
+    pub sessions_moved: u64,
     /// Totals of the mail.
     pub counters: Counters,
     /// Totals of the signer.

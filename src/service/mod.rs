@@ -1,5 +1,6 @@
 //! service - thin drivers on the port: they move bytes, the machines they drive decide.
 
+pub mod balance;
 pub mod delivery;
 pub mod dispatch;
 pub mod held;

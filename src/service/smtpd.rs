@@ -2,7 +2,8 @@
 //!
 //! Role: speak SMTP to injectors, turn each transaction into one stored message.
 //! Flow: peer bytes -> `smtp::Server` -> `Inbound` -> `Intake` (check, spool) -> `Stored` -> 250.
-//! Shard: every shard runs one per listener; a session never moves.
+//! Shard: every shard runs one per listener. Between two messages a session may go on elsewhere
+//! (`balance`): what its connection has in hand then is the machine's state and unread octets.
 //! Limits: `limits::SESSIONS_MAX` per shard, the listener's own cap, `limits::INGRESS_BYTES_MAX`.
 //! Failure: the spool refuses -> 452 4.3.1 or 451 4.3.0; too many sessions -> 421 4.3.2 instead of
 //! the banner; a drain -> 421 4.3.2 at the next command boundary. Nothing is dropped after a 250.
@@ -13,7 +14,7 @@
 //! the commands before it wait for its own reply, so that a pipelined transaction costs one send
 //! instead of two. The wait is that of a group commit and the client could not go on anyway.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -22,9 +23,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Class, NetError, Port, Signal, Stream};
+use crate::engine::{Class, Moving, NetError, Port, Signal, Stream};
 use crate::limits;
 use crate::message::MessageId;
+use crate::service::balance::Balance;
 use crate::smtp::server::{Inbound, Refusal, Server, ServerConfig, ServerEvent};
 use crate::spool::Stored;
 
@@ -40,10 +42,34 @@ pub trait Intake: 'static {
         id: MessageId,
         inbound: Box<Inbound>,
     ) -> impl Future<Output = Result<Stored, Refusal>>;
+
+    /// Hands a session to another shard. One whose mailbox is full gives it back.
+    fn hand_over(&self, to: u16, session: Box<MovingSession>) -> Result<(), Box<MovingSession>>;
+}
+
+/// A session between two shards; dropped, its connection is closed.
+#[derive(Debug)]
+pub struct MovingSession {
+    connection: Moving,
+    server: Server,
+    /// Which listener of the configuration it came in by.
+    listener: usize,
+}
+
+impl MovingSession {
+    /// Which listener of the configuration it came in by.
+    #[must_use]
+    pub fn listener(&self) -> usize {
+        self.listener
+    }
 }
 
 /// What the sessions of one listener share.
 pub struct Listener {
+    /// Its position in the configuration, the same on every shard.
+    pub number: usize,
+    /// How many sessions of it are open on this shard.
+    pub open: Cell<u32>,
     /// What the protocol machine is told.
     pub server: Arc<ServerConfig>,
     /// Which peers may relay without authentication.
@@ -55,16 +81,32 @@ pub struct Listener {
 }
 
 /// The sessions of one shard: how many there are, and whether they are to end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sessions {
     open: Cell<u32>,
     total: Cell<u64>,
     refused: Cell<u64>,
+    moved: Cell<u64>,
     draining: Cell<bool>,
     changed: Signal,
+    balance: RefCell<Balance>,
 }
 
 impl Sessions {
+    /// None yet.
+    #[must_use]
+    pub fn new(balance: Balance) -> Self {
+        Self {
+            open: Cell::default(),
+            total: Cell::default(),
+            refused: Cell::default(),
+            moved: Cell::default(),
+            draining: Cell::default(),
+            changed: Signal::default(),
+            balance: RefCell::new(balance),
+        }
+    }
+
     /// How many sessions are open.
     #[must_use]
     pub fn open(&self) -> u32 {
@@ -75,6 +117,17 @@ impl Sessions {
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         (self.total.get(), self.refused.get())
+    }
+
+    /// How many sessions went on to another shard.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.moved.get()
+    }
+
+    fn set_open(&self, open: u32) {
+        self.open.set(open);
+        self.balance.borrow().post(open);
     }
 
     /// From now on sessions end at their next command boundary and no new one starts.
@@ -91,27 +144,27 @@ impl Sessions {
 /// Holds a place among the open sessions of the shard and of one listener.
 struct Place {
     sessions: Rc<Sessions>,
-    listener_open: Rc<Cell<u32>>,
+    listener: Rc<Listener>,
 }
 
 impl Place {
-    fn take(sessions: &Rc<Sessions>, listener_open: &Rc<Cell<u32>>) -> Self {
-        sessions.open.set(sessions.open.get() + 1);
-        sessions.total.set(sessions.total.get() + 1);
-        listener_open.set(listener_open.get() + 1);
+    fn take(sessions: &Rc<Sessions>, listener: &Rc<Listener>) -> Self {
+        sessions.set_open(sessions.open.get() + 1);
+        listener.open.set(listener.open.get() + 1);
         Self {
             sessions: Rc::clone(sessions),
-            listener_open: Rc::clone(listener_open),
+            listener: Rc::clone(listener),
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for count in [&self.sessions.open, &*self.listener_open] {
+        for count in [&self.sessions.open, &self.listener.open] {
             assert!(count.get() > 0, "a session ended that was never counted");
-            count.set(count.get() - 1);
         }
+        self.sessions.set_open(self.sessions.open.get() - 1);
+        self.listener.open.set(self.listener.open.get() - 1);
         self.sessions.changed.raise();
     }
 }
@@ -124,7 +177,6 @@ pub async fn serve<P: Port, I: Intake>(
     sessions: Rc<Sessions>,
     intake: Rc<I>,
 ) {
-    let listener_open = Rc::new(Cell::new(0));
     loop {
         let stream = match port.accept(&mut socket).await {
             Ok(stream) => stream,
@@ -138,25 +190,42 @@ pub async fn serve<P: Port, I: Intake>(
             return;
         }
         let full =
-            listener_open.get() >= listener.sessions_max || sessions.open() >= limits::SESSIONS_MAX;
+            listener.open.get() >= listener.sessions_max || sessions.open() >= limits::SESSIONS_MAX;
         if full {
             sessions.refused.set(sessions.refused.get() + 1);
             let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
             port.spawn(Class::Ingress, refusal);
             continue;
         }
-        let place = Place::take(&sessions, &listener_open);
+        sessions.total.set(sessions.total.get() + 1);
         let session = Session {
+            place: Place::take(&sessions, &listener),
             port: port.clone(),
-            listener: Rc::clone(&listener),
-            sessions: Rc::clone(&sessions),
             intake: Rc::clone(&intake),
         };
-        port.spawn(Class::Ingress, async move {
-            session.run(stream).await;
-            drop(place);
-        });
+        port.spawn(Class::Ingress, session.begin(stream));
     }
+}
+
+/// Goes on with a session that another shard has handed over.
+pub fn adopt<P: Port, I: Intake>(
+    port: &P,
+    moving: MovingSession,
+    listener: &Rc<Listener>,
+    sessions: &Rc<Sessions>,
+    intake: &Rc<I>,
+) {
+    let stream = match port.adopt(moving.connection) {
+        Ok(stream) => stream,
+        // Between two messages a session holds nothing that could be lost.
+        Err(error) => return tracing::warn!(%error, "a session was lost on its way"),
+    };
+    let session = Session {
+        place: Place::take(sessions, listener),
+        port: port.clone(),
+        intake: Rc::clone(intake),
+    };
+    port.spawn(Class::Ingress, session.go_on(stream, moving.server));
 }
 
 /// How long to wait after accept() failed for a reason that waiting may cure.
@@ -183,32 +252,67 @@ const GOODBYE: Duration = Duration::from_secs(5);
 
 /// One connection's driver.
 struct Session<P: Port, I: Intake> {
+    place: Place,
     port: P,
-    listener: Rc<Listener>,
-    sessions: Rc<Sessions>,
     intake: Rc<I>,
 }
 
 /// What a session does next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Next {
     Continue,
+    /// It goes on at that shard, with this input that was not used.
+    Move(u16, Vec<u8>),
     Close,
 }
 
 impl<P: Port, I: Intake> Session<P, I> {
-    async fn run(&self, mut stream: P::Stream) {
+    fn listener(&self) -> &Listener {
+        &self.place.listener
+    }
+
+    async fn begin(self, stream: P::Stream) {
         let peer = stream.peer().ip();
-        let may_relay = (self.listener.may_relay)(peer);
-        let mut server = Server::new(Arc::clone(&self.listener.server), peer, may_relay);
+        let may_relay = (self.listener().may_relay)(peer);
+        let mut server = Server::new(Arc::clone(&self.listener().server), peer, may_relay);
         let mut out = Vec::new();
         server.greet(&mut out);
+        let next = self.between_messages(&[]).unwrap_or(Next::Continue);
+        self.run(stream, server, out, next).await;
+    }
+
+    async fn go_on(self, stream: P::Stream, server: Server) {
+        self.run(stream, server, Vec::new(), Next::Continue).await;
+    }
+
+    async fn run(
+        self,
+        mut stream: P::Stream,
+        mut server: Server,
+        mut out: Vec<u8>,
+        mut next: Next,
+    ) {
         loop {
+            let leaving = self.place.sessions.draining.get() && server.is_idle();
+            if leaving && next != Next::Close {
+                server.shutting_down(&mut out);
+                next = Next::Close;
+            }
             if self.flush(&mut stream, &mut out).await.is_err() {
                 return;
             }
-            let deadline = self.port.now().after(self.listener.idle_timeout);
-            let next = match stream.recv(deadline).await {
+            match next {
+                // A peer that is gone has nothing left to be told: every accepted message is
+                // stored.
+                Next::Close => return stream.finish(),
+                // Boxed, so that an idle session does not carry the room for it.
+                Next::Move(to, rest) => {
+                    return Box::pin(self.move_to(to, stream, server, rest)).await;
+                }
+                Next::Continue => {}
+            }
+            let deadline = self.port.now().after(self.listener().idle_timeout);
+            next = match stream.recv(deadline).await {
                 Ok(chunk) if chunk.is_empty() => return,
                 Ok(chunk) => self.feed(&mut server, chunk, &mut out).await,
                 Err(NetError::TimedOut) => {
@@ -217,19 +321,37 @@ impl<P: Port, I: Intake> Session<P, I> {
                 }
                 Err(_) => return,
             };
-            let leaving = self.sessions.draining.get() && server.is_idle();
-            if next == Next::Continue && leaving {
-                server.shutting_down(&mut out);
-            }
-            if next == Next::Close || leaving {
-                // A peer that is gone has nothing left to be told: every accepted message is
-                // stored.
-                if self.flush(&mut stream, &mut out).await.is_ok() {
-                    stream.finish();
-                }
-                return;
-            }
         }
+    }
+
+    /// Whether the session goes on elsewhere, now that it has no message in hand.
+    fn between_messages(&self, rest: &[u8]) -> Option<Next> {
+        let (sessions, port) = (&self.place.sessions, &self.port);
+        let to = sessions
+            .balance
+            .borrow_mut()
+            .look(port.now(), || port.usage())?;
+        Some(Next::Move(to, rest.to_vec()))
+    }
+
+    /// Takes the session to another shard. One that does not get there goes on here.
+    async fn move_to(self, to: u16, stream: P::Stream, mut server: Server, rest: Vec<u8>) {
+        server.forget_next_id();
+        let connection = match stream.depart(rest).await {
+            Ok(connection) => connection,
+            Err(error) => return tracing::warn!(%error, "a session could not move"),
+        };
+        let moving = Box::new(MovingSession {
+            connection,
+            server,
+            listener: self.place.listener.number,
+        });
+        let Err(back) = self.intake.hand_over(to, moving) else {
+            let moved = &self.place.sessions.moved;
+            return moved.set(moved.get() + 1);
+        };
+        let Place { sessions, listener } = &self.place;
+        adopt(&self.port, *back, listener, sessions, &self.intake);
     }
 
     async fn flush(&self, stream: &mut P::Stream, out: &mut Vec<u8>) -> Result<(), NetError> {
@@ -237,7 +359,7 @@ impl<P: Port, I: Intake> Session<P, I> {
             return Ok(());
         }
         let replies = Bytes::from(std::mem::take(out));
-        let deadline = self.port.now().after(self.listener.idle_timeout);
+        let deadline = self.port.now().after(self.listener().idle_timeout);
         stream.send(vec![replies], deadline).await
     }
 
@@ -268,6 +390,9 @@ impl<P: Port, I: Intake> Session<P, I> {
             match event {
                 ServerEvent::Close => return Next::Close,
                 ServerEvent::Message(inbound) => self.store(server, inbound, out).await,
+            }
+            if let Some(elsewhere) = self.between_messages(rest) {
+                return elsewhere;
             }
             if rest.is_empty() {
                 return Next::Continue;

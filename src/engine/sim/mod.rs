@@ -45,7 +45,7 @@ pub use self::world::CrashKind;
 
 use self::disk::Disk;
 use self::world::{Machine, Process, ShardState, Turn, World};
-use crate::engine::{Block, Class, NetError, OpenMode, Port, RemoteWaker};
+use crate::engine::{Block, Class, Moving, NetError, OpenMode, Port, RemoteWaker, Usage};
 use crate::time::{Mono, Wall};
 
 /// The date at which every world begins: 2026-01-01T00:00:00Z.
@@ -370,6 +370,31 @@ impl Port for SimPort {
         deadline: Mono,
     ) -> Result<SimStream, NetError> {
         net::connect(&self.world, self.process(), source, target, deadline).await
+    }
+
+    fn adopt(&self, moving: Moving) -> Result<SimStream, NetError> {
+        net::adopt(&self.world, moving)
+    }
+
+    /// Drawn: a simulated task takes no time, and what hangs on the load is to be met in all ways.
+    fn usage(&self) -> Usage {
+        let (before, usage) = self.shard.usage.get();
+        let now = self.world.now();
+        let elapsed = now.0.saturating_sub(before.0);
+        let busy = self.world.random.below(elapsed + 1);
+        let slept = self.world.random.below(elapsed - busy + 1);
+        // Nothing but saturation and idleness is ever met by even draws alone.
+        let (busy, slept) = match self.world.random.below(3) {
+            0 => (elapsed, 0),
+            1 => (busy / 8, elapsed - busy / 8),
+            _ => (busy, slept),
+        };
+        let usage = Usage {
+            busy: usage.busy + Duration::from_nanos(busy),
+            slept: usage.slept + Duration::from_nanos(slept),
+        };
+        self.shard.usage.set((now, usage));
+        usage
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<SimFile> {

@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use super::Sleep;
 use super::world::{CrashKind, Process, World};
-use crate::engine::{NetError, Stream};
+use crate::engine::port::{Moving, MovingSocket};
+use crate::engine::{NetError, Stream, yield_now};
 use crate::time::Mono;
 
 /// Connections that wait to be accepted before further ones are refused.
@@ -35,6 +36,8 @@ pub(super) struct Net {
     pub(super) owners: BTreeMap<IpAddr, usize>,
     listeners: Vec<Rc<ListenerState>>,
     connections: Vec<Weak<Connection>>,
+    /// Connections that left one shard and have not come to another.
+    moving: BTreeMap<u64, SimStream>,
     numbers: u64,
 }
 
@@ -394,6 +397,42 @@ impl Stream for SimStream {
             self.connection.finish_towards(&world, 1 - self.end);
         }
     }
+
+    async fn depart(self, unread: Vec<u8>) -> Result<Moving, NetError> {
+        let world = self.world.upgrade().ok_or(NetError::Reset)?;
+        // As in production: the other shards run before the receive is over.
+        yield_now().await;
+        let (peer, local) = (self.peer(), self.local());
+        let mut net = world.net.borrow_mut();
+        net.numbers += 1;
+        let number = net.numbers;
+        net.moving.insert(number, self);
+        drop(net);
+        world.note("departure", number, unread.len() as u64);
+        Ok(Moving {
+            socket: MovingSocket::Simulated(number),
+            peer,
+            local: Some(local),
+            unread,
+        })
+    }
+}
+
+/// Takes over a connection that departed from another shard of the process.
+pub(super) fn adopt(world: &Rc<World>, moving: Moving) -> Result<SimStream, NetError> {
+    let MovingSocket::Simulated(number) = moving.socket else {
+        return Err(NetError::Reset);
+    };
+    let stream = world.net.borrow_mut().moving.remove(&number);
+    let stream = stream.ok_or(NetError::Reset)?;
+    if !moving.unread.is_empty() {
+        let here = stream.here();
+        here.occupied.set(here.occupied.get() + moving.unread.len());
+        here.unread
+            .borrow_mut()
+            .push_front(Bytes::from(moving.unread));
+    }
+    Ok(stream)
 }
 
 impl Drop for SimStream {
@@ -658,8 +697,13 @@ fn draw_connection(world: &World, number: u64, ends: [End; 2]) -> Connection {
 
 /// What the other ends see of a process that is no more.
 pub(super) fn crash(world: &Rc<World>, process: &Rc<Process>, kind: CrashKind) {
-    let (connections, listeners) = {
+    let (connections, listeners, moving) = {
         let mut net = world.net.borrow_mut();
+        let lost = |stream: &SimStream| Rc::ptr_eq(&stream.here().process, process);
+        let (moving, rest) = std::mem::take(&mut net.moving)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, stream)| lost(stream));
+        net.moving = rest;
         let ours = |listener: &Rc<ListenerState>| Rc::ptr_eq(&listener.process, process);
         let listeners: Vec<_> = net
             .listeners
@@ -669,8 +713,9 @@ pub(super) fn crash(world: &Rc<World>, process: &Rc<Process>, kind: CrashKind) {
             .collect();
         net.listeners.retain(|listener| !ours(listener));
         let connections: Vec<_> = net.connections.iter().filter_map(Weak::upgrade).collect();
-        (connections, listeners)
+        (connections, listeners, moving)
     };
+    drop(moving);
     for connection in connections {
         for end in 0..2 {
             let here = &connection.ends[end];

@@ -18,7 +18,7 @@ use super::disk::Disk;
 use super::net::{self, Net};
 use super::options::SimOptions;
 use super::random::{Random, mix};
-use crate::engine::Class;
+use crate::engine::{Class, Usage};
 use crate::time::Mono;
 
 /// Where every world's clock starts: not zero, so that nobody can confuse it with "never set".
@@ -77,6 +77,8 @@ pub(super) struct ShardState {
     pub(super) process: Rc<Process>,
     ready: Arc<Ready>,
     pub(super) bell: Arc<Bell>,
+    /// What it said it had used, and when.
+    pub(super) usage: Cell<(Mono, Usage)>,
 }
 
 /// What a remote waker touches; another thread never does in a simulation, but the type must allow
@@ -285,6 +287,7 @@ impl World {
             process: Rc::clone(process),
             ready: Arc::default(),
             bell: Arc::default(),
+            usage: Cell::new((self.now(), Usage::default())),
         });
         self.shards.borrow_mut().push(Rc::clone(&shard));
         shard

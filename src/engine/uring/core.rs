@@ -32,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) stopping: Cell<bool>,
     /// The ring is not driven any more.
     pub(crate) stopped: Cell<bool>,
+    /// Nanoseconds spent asleep so far.
+    pub(crate) slept: Cell<u64>,
     /// Whether the file system took O_DIRECT so far.
     pub(crate) direct: Cell<bool>,
 }
@@ -43,6 +45,14 @@ pub(crate) fn mono() -> Mono {
         .map(Duration::from)
         .unwrap_or_default();
     Mono(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// What this thread has used of a processor.
+pub(crate) fn processor_time() -> Duration {
+    // The clock exists on every Linux; a zero would only keep sessions where they are.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map(Duration::from)
+        .unwrap_or_default()
 }
 
 fn wall() -> Wall {
@@ -76,6 +86,7 @@ impl Core {
         } else {
             None
         };
+        let asleep_at = wait.map(|_| mono());
         if wait.is_some() || reactor.ring.wants_enter() {
             let entered = reactor.ring.enter(wait);
             self.shared.awake();
@@ -86,6 +97,10 @@ impl Core {
             }
         }
         self.read_clocks();
+        if let Some(since) = asleep_at {
+            self.slept
+                .set(self.slept.get() + self.now.get().0.saturating_sub(since.0));
+        }
         reactor.turn(self.now.get(), self.stopping.get());
         drop(reactor);
         if self.shared.is_rung()

@@ -47,7 +47,7 @@ use self::reactor::{Reactor, remember};
 use self::remote::{Shared, TaskHeader};
 use self::tasks::{MAIN, Tasks};
 use crate::engine::sys::ring::Ring;
-use crate::engine::{Block, Class, NetError, OpenMode, Port, RemoteWaker};
+use crate::engine::{Block, Class, Moving, NetError, OpenMode, Port, RemoteWaker, Usage};
 use crate::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS};
 use crate::time::{Mono, Wall};
 
@@ -190,6 +190,7 @@ impl UringRuntime {
             listener: RefCell::new(None),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
+            slept: Cell::new(0),
             direct: Cell::new(true),
         };
         core.read_clocks();
@@ -309,6 +310,17 @@ impl Port for UringPort {
         deadline: Mono,
     ) -> Result<UringStream, NetError> {
         net::connect_to(&self.0, source, target, deadline).await
+    }
+
+    fn adopt(&self, moving: Moving) -> Result<UringStream, NetError> {
+        net::adopt(&self.0, moving)
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            busy: core::processor_time(),
+            slept: Duration::from_nanos(self.0.slept.get()),
+        }
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<UringFile> {

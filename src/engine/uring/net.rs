@@ -19,6 +19,7 @@ use nix::sys::socket::{
 
 use super::core::{Core, Operation, Sleep};
 use super::reactor::{Read, net_error};
+use crate::engine::port::{Moving, MovingSocket};
 use crate::engine::sys::buffers::Lease;
 use crate::engine::sys::ring::{Gather, Memory, Request};
 use crate::engine::{NetError, Stream};
@@ -28,13 +29,18 @@ use crate::time::Mono;
 pub struct UringChunk {
     core: Rc<Core>,
     lease: Option<Lease>,
+    /// What another shard received, before the connection came here.
+    brought: Option<Box<[u8]>>,
 }
 
 impl Deref for UringChunk {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.lease.as_deref().unwrap_or_default()
+        match &self.lease {
+            Some(lease) => lease,
+            None => self.brought.as_deref().unwrap_or_default(),
+        }
     }
 }
 
@@ -52,6 +58,9 @@ pub struct UringStream {
     index: u32,
     peer: SocketAddr,
     local: Cell<Option<SocketAddr>>,
+    brought: Option<Box<[u8]>>,
+    /// The reactor knows it no more.
+    left: bool,
 }
 
 impl UringStream {
@@ -62,6 +71,8 @@ impl UringStream {
             index,
             peer,
             local: Cell::new(local),
+            brought: None,
+            left: false,
         }
     }
 
@@ -132,6 +143,13 @@ impl Stream for UringStream {
         context: &mut Context<'_>,
         deadline: Mono,
     ) -> Poll<Result<UringChunk, NetError>> {
+        if let Some(brought) = self.brought.take() {
+            return Poll::Ready(Ok(UringChunk {
+                core: Rc::clone(&self.core),
+                lease: None,
+                brought: Some(brought),
+            }));
+        }
         let mut reactor = self.core.reactor.borrow_mut();
         let lease = match reactor.read(self.index) {
             Read::Chunk(lease) => Some(lease),
@@ -148,6 +166,7 @@ impl Stream for UringStream {
         Poll::Ready(Ok(UringChunk {
             core: Rc::clone(&self.core),
             lease,
+            brought: None,
         }))
     }
 
@@ -166,6 +185,26 @@ impl Stream for UringStream {
             tracing::trace!(%error, "shutdown");
         }
     }
+
+    async fn depart(mut self, mut unread: Vec<u8>) -> Result<Moving, NetError> {
+        if let Some(brought) = self.brought.take() {
+            unread.extend_from_slice(&brought);
+        }
+        poll_fn(|context| {
+            let mut reactor = self.core.reactor.borrow_mut();
+            reactor.poll_leave(self.index, context.waker())
+        })
+        .await;
+        self.left = true;
+        let mut reactor = self.core.reactor.borrow_mut();
+        let fd = reactor.take_stream(self.index, &mut unread);
+        Ok(Moving {
+            socket: MovingSocket::Descriptor(fd.ok_or(NetError::Reset)?),
+            peer: self.peer,
+            local: self.local.get(),
+            unread,
+        })
+    }
 }
 
 impl fmt::Debug for UringStream {
@@ -176,6 +215,9 @@ impl fmt::Debug for UringStream {
 
 impl Drop for UringStream {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         self.core
             .reactor
             .borrow_mut()
@@ -261,6 +303,15 @@ pub(super) async fn accept_from(
         let local = (!listener.address.ip().is_unspecified()).then_some(listener.address);
         return Ok(UringStream::new(core, fd, peer, local));
     }
+}
+
+pub(super) fn adopt(core: &Rc<Core>, moving: Moving) -> Result<UringStream, NetError> {
+    let MovingSocket::Descriptor(fd) = moving.socket else {
+        return Err(NetError::Other(libc::EBADF));
+    };
+    let mut stream = UringStream::new(core, Rc::new(fd), moving.peer, moving.local);
+    stream.brought = (!moving.unread.is_empty()).then(|| moving.unread.into_boxed_slice());
+    Ok(stream)
 }
 
 pub(super) async fn connect_to(

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -74,6 +74,8 @@ pub(crate) struct StreamState {
     phase: Phase,
     starved: bool,
     pausing: bool,
+    /// On its way to another shard: nothing more is received here.
+    leaving: bool,
 }
 
 /// The budget of an idle connection: this, one operation and one timer are below 300 bytes.
@@ -256,6 +258,7 @@ impl Reactor {
             phase: Phase::Open,
             starved: false,
             pausing: false,
+            leaving: false,
         }) as u32
     }
 
@@ -298,6 +301,39 @@ impl Reactor {
         if send.is_some() {
             self.set_stream_timer(index);
         }
+    }
+
+    /// Ends the receive of a connection that leaves for another shard; ready once the kernel writes
+    /// nothing more for it.
+    pub(crate) fn poll_leave(&mut self, index: u32, waker: &Waker) -> Poll<()> {
+        let stream = &mut self.streams[index as usize];
+        stream.leaving = true;
+        let Some(receive) = stream.receive else {
+            return Poll::Ready(());
+        };
+        remember(&mut stream.reader, waker);
+        if !std::mem::replace(&mut stream.pausing, true) {
+            self.ring.cancel(receive);
+        }
+        Poll::Pending
+    }
+
+    /// Forgets a connection that has left, and gives out its socket; what it received and nobody
+    /// read is appended to `unread`. None when an operation still holds the socket: it is closed.
+    pub(crate) fn take_stream(&mut self, index: u32, unread: &mut Vec<u8>) -> Option<OwnedFd> {
+        while let Some(lease) = self.unpark(index) {
+            unread.extend_from_slice(&lease);
+            self.give_back(lease);
+        }
+        let stream = self.streams.remove(index as usize);
+        assert!(
+            stream.receive.is_none(),
+            "a connection left while the kernel received for it"
+        );
+        if let Some(timer) = stream.timer {
+            self.wheel.cancel(timer);
+        }
+        Rc::try_unwrap(stream.fd).ok()
     }
 
     /// The holder dropped the connection.
@@ -370,7 +406,7 @@ impl Reactor {
                 return;
             };
             let stream = self.streams.get_mut(index as usize);
-            if let Some(stream) = stream.filter(|stream| stream.starved) {
+            if let Some(stream) = stream.filter(|stream| stream.starved && !stream.leaving) {
                 stream.starved = false;
                 self.arm(index);
             }
@@ -392,6 +428,12 @@ impl Reactor {
         };
         if !completion.more {
             stream.receive = None;
+            // Who waits for the receive to be over is told here, whatever ended it.
+            if stream.leaving
+                && let Some(reader) = stream.reader.take()
+            {
+                reader.wake();
+            }
         }
         match completion.result {
             0 => stream.end = Some(Ok(())),
@@ -434,7 +476,7 @@ impl Reactor {
         }
         if stream.receive.is_none() {
             // The kernel may end a multishot receive at any time.
-            if stream.reader.is_some() && stream.end.is_none() {
+            if stream.reader.is_some() && stream.end.is_none() && !stream.leaving {
                 self.arm(index);
             }
             return;

@@ -21,6 +21,7 @@ use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
 use super::{UringConfig, UringPort, UringRuntime, UringSetupError, UringStream};
 use crate::engine::mesh::mailbox;
+use crate::engine::port::{Moving, MovingSocket};
 use crate::engine::{Block, Class, Map, NetError, OpenMode, Port, Signal, Stream};
 use crate::time::Mono;
 
@@ -953,4 +954,68 @@ fn setup_errors_say_what_to_change() {
         .err()
         .map(|error| error.to_string());
     assert!(error.is_some_and(|text| text.contains("CPU 1023")));
+}
+
+// A connection moves to another runtime and back while its peer keeps sending: every octet arrives
+// once and in order, also those that came during a move and those that a holder handed back.
+#[test]
+fn a_connection_moves_between_threads_without_losing_an_octet() {
+    const OCTETS: u32 = 400_000;
+    const MOVES: usize = 40;
+    let listener = TcpListener::bind(any_port()).expect("bind");
+    let address = listener.local_addr().expect("address");
+    let peer = thread::spawn(move || {
+        let mut peer = TcpStream::connect(address).expect("connect");
+        let octets: Vec<u8> = (0..OCTETS).map(|at| (at % 251) as u8).collect();
+        for part in octets.chunks(997) {
+            peer.write_all(part).expect("the connection stays");
+        }
+        let mut rest = Vec::new();
+        peer.read_to_end(&mut rest).expect("an orderly end");
+        rest
+    });
+    let mut moving = run(|port| async move {
+        let stream = port
+            .adopt(Moving {
+                socket: MovingSocket::Descriptor(listener.accept().expect("accept").0.into()),
+                peer: address,
+                local: None,
+                unread: Vec::new(),
+            })
+            .expect("our own kind");
+        stream.depart(Vec::new()).await.expect("descriptors")
+    });
+    let mut got = 0;
+    for turn in 0..MOVES {
+        // A thread of its own each time, as shards have.
+        let hop = move || {
+            run(|port| async move {
+                let mut stream = port.adopt(moving).expect("our own kind");
+                let chunk = stream.recv(long(&port)).await.expect("more to come");
+                let used = chunk.len().min(1 + 97 * turn);
+                for (at, octet) in (got..).zip(&chunk[..used]) {
+                    assert_eq!(*octet, (at % 251) as u8, "octet {at} in turn {turn}");
+                }
+                let rest = chunk[used..].to_vec();
+                drop(chunk);
+                let used = u32::try_from(used).expect("short");
+                (stream.depart(rest).await.expect("descriptors"), got + used)
+            })
+        };
+        (moving, got) = thread::spawn(hop).join().expect("no panic");
+    }
+    run(|port| async move {
+        let mut stream = port.adopt(moving).expect("our own kind");
+        while got < OCTETS {
+            let chunk = stream.recv(long(&port)).await.expect("more to come");
+            assert!(!chunk.is_empty(), "the end came early");
+            for octet in chunk.iter() {
+                assert_eq!(*octet, (got % 251) as u8, "octet {got}");
+                got += 1;
+            }
+        }
+        let bye = vec![Bytes::from_static(b"bye")];
+        stream.send(bye, long(&port)).await.expect("the peer reads");
+    });
+    assert_eq!(peer.join().expect("no panic"), b"bye");
 }

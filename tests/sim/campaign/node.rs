@@ -16,6 +16,7 @@ use postrider::engine::{Class, Port};
 use postrider::limits;
 use postrider::queue::Grants;
 use postrider::routing::{DnsFailure, HostAddresses, Mx};
+use postrider::service::balance::Board;
 use postrider::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use postrider::service::resolver::{Ask, MailAnswer, Question};
 use postrider::shard::{Plan, Shard};
@@ -72,6 +73,7 @@ impl Node {
             shards.push((number, port, letters));
         }
         let mesh: Mesh = mesh.into_iter().collect();
+        let board = Board::new(self.shards);
         self.mesh.replace(Some(Arc::clone(&mesh)));
         let grants = Arc::<Grants>::default();
         for (number, port, letters) in shards {
@@ -83,6 +85,7 @@ impl Node {
                 spools: vec![number],
                 snapshot: Arc::clone(&self.snapshot),
                 mesh: Arc::clone(&mesh),
+                board: Arc::clone(&board),
                 ask,
                 keys: Arc::clone(&self.keys),
                 grants: Arc::clone(&grants),

@@ -110,9 +110,9 @@ fn one_session_uses_every_connection() {
         let campaign = campaign(seed, 1, 350);
         let peak = run(&campaign);
         assert_eq!(peak.receiver, 2 * CONNECTIONS, "seed {seed}");
-        let mut shards = peak.shards;
-        shards.sort_unstable();
-        assert_eq!(shards, [0, u64::from(2 * CONNECTIONS)], "seed {seed}");
+        // The session may have been moved; what it left behind went out from where it was.
+        let most = peak.shards.iter().max();
+        assert_eq!(most, Some(&u64::from(2 * CONNECTIONS)), "seed {seed}");
     }
 }
 
