@@ -84,9 +84,19 @@ impl Spool {
             if active {
                 self.log(log).seal_active();
             }
-            self.fail(log, outcome, now);
+            self.file_failed(log, number, outcome, now);
         }
         false
+    }
+
+    /// A write to a file failed. That a large message finds no space for its own file says nothing
+    /// about others.
+    fn file_failed(&mut self, log: Log, number: u32, outcome: Outcome, now: Mono) {
+        if outcome == Outcome::Full && self.log(log).at(number).large {
+            self.make_no_files(now);
+        } else {
+            self.fail(log, outcome, now);
+        }
     }
 
     fn header_written(&mut self, log: Log, number: u32, stamp: Stamp, outcome: Outcome, now: Mono) {
@@ -104,7 +114,7 @@ impl Spool {
             if large {
                 self.abandon_large(number, outcome);
             }
-            self.fail(log, outcome, now);
+            self.file_failed(log, number, outcome, now);
             return;
         }
         segment.stamp = stamp;
@@ -182,6 +192,7 @@ impl Spool {
                         first: sequence,
                         count: 1,
                     });
+                    self.graves.insert(sequence);
                     self.due(now);
                     let error = match outcome {
                         Outcome::Full => AppendError::Full,
@@ -224,8 +235,15 @@ impl Spool {
             return;
         }
         for record in &records {
-            if let StateRecord::Void { group, .. } = record {
-                self.mail_unproven.retain(|sequence| sequence != group);
+            match record {
+                StateRecord::Void { group, .. } => {
+                    self.mail_unproven.retain(|sequence| sequence != group);
+                }
+                StateRecord::Dead { first, count } if !self.graves.is_empty() => {
+                    let end = first.saturating_add(u64::from(*count));
+                    self.graves.retain(|grave| !(*first..end).contains(grave));
+                }
+                _ => {}
             }
         }
         for settlement in settlements {

@@ -409,10 +409,19 @@ impl Spool {
             .filter(|(_, s)| s.phase == Phase::Sealed)
             .map(|(_, s)| s.len)
             .sum();
-        if used <= (4 * len).max(2 * self.checkpoint_bytes + 2 * len) || self.closing {
+        // Where no file can be made, what is sealed is all that can become free: what it says goes
+        // to what is open.
+        let free = self.state.count(|s| s.phase == Phase::Free);
+        let cramped = !self.may_create_state()
+            && free < limits::SPOOL_SPARE_SEGMENTS
+            && used > self.checkpoint_bytes;
+        let grown = used > (4 * len).max(2 * self.checkpoint_bytes + 2 * len);
+        if self.closing || !(grown || cramped) {
             return;
         }
-        self.state.seal_active();
+        if !cramped {
+            self.state.seal_active();
+        }
         let old = self
             .state
             .iter()

@@ -4,7 +4,7 @@
 //! says what to do next. It never waits, never reads a clock and never touches a file; see the
 //! module documentation for the rules that it keeps.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -198,6 +198,11 @@ pub struct Spool {
     pub(super) completions: VecDeque<Completion>,
     pub(super) free_bytes: u64,
     pub(super) space_due: Mono,
+    /// No file could be made for want of space or inodes: not tried again before this.
+    pub(super) no_files_until: Option<Mono>,
+    /// Sequences of messages that were refused although they may be whole on the disk, while their
+    /// tombstones are not durable. No fresh message is written meanwhile.
+    pub(super) graves: BTreeSet<u64>,
     pub(super) mail_failure: Option<Failure>,
     pub(super) state_failure: Option<Failure>,
     pub(super) closing: bool,
@@ -243,6 +248,8 @@ impl Spool {
             completions: VecDeque::new(),
             free_bytes: u64::MAX,
             space_due: Mono(0),
+            no_files_until: None,
+            graves: BTreeSet::new(),
             mail_failure: None,
             state_failure: None,
             closing: false,
@@ -322,7 +329,7 @@ impl Spool {
         if self.settlements.len() > limits::SPOOL_SETTLEMENTS_WAITING_MAX {
             return Err(AppendError::Failed);
         }
-        if self.free_bytes < self.config.low_water_bytes {
+        if self.free_bytes < self.config.low_water_bytes || self.state_is_starved() {
             return Err(AppendError::Full);
         }
         Ok(())
@@ -470,6 +477,7 @@ impl Spool {
         };
         settle
             .min(self.space_due)
+            .min(self.no_files_until.unwrap_or(Mono::NEVER))
             .min(retry(&self.mail_failure))
             .min(retry(&self.state_failure))
     }
@@ -594,6 +602,9 @@ impl Spool {
         }
         if self.free_bytes < self.config.low_water_bytes {
             alarms.push(Alarm::DiskFull);
+        }
+        if self.no_files_until.is_some() {
+            alarms.push(Alarm::NoFiles);
         }
         if self.damaged > 0 {
             alarms.push(Alarm::DamageFound);

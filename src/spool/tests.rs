@@ -4,6 +4,8 @@
 //! compares after each recovery: nothing acknowledged is lost, nothing settled comes back, nothing
 //! corrupt is handed out, the disk stays within its bound.
 
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -18,8 +20,8 @@ use super::format::{
 use super::format::{HeaderRead, Stamp};
 use super::recover::{Recovery, Scan, Step, elect_stamp};
 use super::{
-    Action, Completion, Damage, Extent, Outcome, Place, ReadError, RecoveryReport, Settlement,
-    SettlementKind, Spool, SpoolConfig,
+    Action, AppendError, Completion, Damage, Extent, Outcome, Place, ReadError, RecoveryReport,
+    Settlement, SettlementKind, Spool, SpoolConfig,
 };
 
 const SEGMENT: u64 = 64 << 10;
@@ -56,6 +58,8 @@ struct Faults {
     crash: u64,
     long_tail: bool,
     capacity: u64,
+    /// No file can be made, whatever the space.
+    no_inodes: bool,
 }
 
 /// What was promised about a message.
@@ -294,7 +298,7 @@ impl World {
                 len,
                 prewrite,
             } => {
-                let full = self.disk() + len > self.faults.capacity;
+                let full = self.disk() + len > self.faults.capacity || self.faults.no_inodes;
                 let outcome = if full {
                     Outcome::Full
                 } else if self.random.chance(self.faults.create_fails) {
@@ -302,7 +306,7 @@ impl World {
                 } else {
                     Outcome::Done
                 };
-                if outcome == Outcome::Done || self.random.chance(50) {
+                if outcome == Outcome::Done || !self.faults.no_inodes && self.random.chance(50) {
                     let len = if prewrite { len as usize } else { 0 };
                     self.files.insert((log, segment), vec![0; len]);
                 }
@@ -328,21 +332,25 @@ impl World {
     }
 
     fn append(&mut self) {
-        let id = self.spool.next_id();
         let len = match self.random.below(40) {
             0 => 20_000 + self.random.below(60_000),
             1..10 => self.random.below(9_000),
             _ => self.random.below(900),
         };
-        let mut content = vec![0u8; len];
-        content
-            .iter_mut()
-            .for_each(|byte| *byte = self.random.next() as u8);
         let recipients = match self.random.below(12) {
             0 => 1 + self.random.below(70) as u32,
             1..3 => 2,
             _ => 1,
         };
+        self.append_of(len, recipients);
+    }
+
+    fn append_of(&mut self, len: usize, recipients: u32) {
+        let id = self.spool.next_id();
+        let mut content = vec![0u8; len];
+        content
+            .iter_mut()
+            .for_each(|byte| *byte = self.random.next() as u8);
         let token = self.next_token;
         self.next_token += 1;
         let sum = checksum(&content);
@@ -573,6 +581,7 @@ fn draw(random: &mut Random) -> Faults {
         crash: [0, 1, 3][random.below(3)],
         long_tail: random.chance(50),
         capacity: [u64::MAX / 4, u64::MAX / 4, 3 << 20][random.below(3)],
+        no_inodes: false,
     }
 }
 
@@ -617,6 +626,7 @@ fn rot_is_contained_and_reported() {
             crash: 0,
             long_tail: true,
             capacity: u64::MAX / 4,
+            no_inodes: false,
         };
         let mut world = World::new(random.next(), faults);
         for _ in 0..120 {
@@ -738,6 +748,7 @@ fn disk_is_bounded_with_long_tails() {
             crash: 0,
             long_tail: true,
             capacity: u64::MAX / 4,
+            no_inodes: false,
         };
         let mut world = World::new(seed, faults);
         for round in 0..60 {
