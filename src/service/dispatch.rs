@@ -118,7 +118,8 @@ struct Load {
     source: u16,
     attempts: u16,
     due: Wall,
-    received_at: Wall,
+    age: Duration,
+    as_of: Mono,
     held: Option<Arc<Held>>,
 }
 
@@ -299,13 +300,21 @@ impl<P: Port> Dispatch<P> {
             attempts: 0,
             next: Wall(0),
         };
+        // The date says how old mail of an earlier life is; from here on only the clock counts,
+        // which nobody sets, while the DNS is asked and the message crosses shards.
+        let as_of = self.port.now();
+        let age = match only {
+            Some(_) => self.port.wall().since(held.received_at),
+            None => Duration::ZERO,
+        };
         let load = |recipients, pending: PendingRecipient| Load {
             id: held.id,
             recipients,
             source,
             attempts: pending.attempts,
             due: pending.next,
-            received_at: held.received_at,
+            age,
+            as_of,
             held: keep.clone(),
         };
         if let ([recipient], None) = (envelope.recipients.as_slice(), only) {
@@ -492,7 +501,8 @@ impl<P: Port> Dispatch<P> {
                     target: target.clone(),
                     attempts: load.attempts,
                     due: load.due,
-                    received_at: load.received_at,
+                    age: load.age,
+                    as_of: load.as_of,
                     held: load.held,
                 };
                 if home == self.settings.shard {
@@ -655,7 +665,7 @@ impl<P: Port> Dispatch<P> {
             path,
             message: transfer.id,
             recipients: transfer.recipients,
-            age: wall.since(transfer.received_at),
+            age: transfer.age + now.since(transfer.as_of),
             attempts: transfer.attempts,
             due: now.after(wait),
             payload: transfer.held,
