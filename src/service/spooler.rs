@@ -981,8 +981,13 @@ async fn rewrite<P: Port>(port: &P, file: &P::File, range: Range<usize>) -> io::
 fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
     let block = BLOCK_BYTES as u64;
     let most = config.segment_bytes.min(limits::SPOOL_SEGMENT_BYTES_MAX);
-    let segment = (budget / 32).min(most).max(limits::SPOOL_SEGMENT_BYTES_MIN);
-    let state = (budget / 64).min(limits::SPOOL_STATE_SEGMENT_BYTES);
+    // The configuration has a lower bound of its own; tests go below it.
+    let least = limits::SPOOL_SEGMENT_BYTES_MIN.min(most);
+    let segment = (budget / 32).min(most).max(least);
+    // A message needs more room than its settlements.
+    let state = (budget / 64)
+        .min(limits::SPOOL_STATE_SEGMENT_BYTES)
+        .min(segment);
     SpoolConfig {
         shard: config.shard,
         segment_bytes: segment / block * block,
