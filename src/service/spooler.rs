@@ -17,7 +17,7 @@
 //!   pieces of 1 MiB, each of which occupies the shard for about 50 us.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -31,14 +31,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::engine::{Class, OpenMode, Port, Signal};
+use crate::limits;
 use crate::message::{Content, Envelope, MessageId};
 use crate::spool::format::Log;
 use crate::spool::{
-    Action, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError, RecoveryReport,
-    Settlement, SettlementKind, Spool, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
+    RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
 };
 use crate::time::{Mono, Wall};
 
+mod late;
 mod read;
 mod recovery;
 
@@ -160,6 +162,9 @@ struct Inner<P: Port> {
     callbacks: RefCell<Vec<Rc<Callback>>>,
     wake: Signal,
     stopped: Cell<bool>,
+    /// Messages whose envelope could not be read.
+    late: RefCell<VecDeque<MessageId>>,
+    late_pause: Cell<Duration>,
 }
 
 /// Appends that wait for their group.
@@ -261,6 +266,8 @@ impl<P: Port> Spooler<P> {
             callbacks: RefCell::default(),
             wake: Signal::default(),
             stopped: Cell::new(false),
+            late: RefCell::default(),
+            late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
         });
         let spooler = Self(inner);
         let mut cursor = LoadCursor { segments, next: 0 };
@@ -384,8 +391,8 @@ impl<P: Port> Spooler<P> {
                     envelope,
                 }),
                 Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-                // It stays in the spool, and in the report of the next start.
-                Err(ReadError::Gone | ReadError::Io) => {}
+                Err(ReadError::Io) => self.0.late.borrow_mut().push_back(id),
+                Err(ReadError::Gone) => {}
             }
         }
         out
@@ -394,7 +401,12 @@ impl<P: Port> Spooler<P> {
     /// The spool in figures.
     #[must_use]
     pub fn status(&self) -> SpoolStatus {
-        self.0.core.borrow().status()
+        let mut status = self.0.core.borrow().status();
+        let late = !self.0.late.borrow().is_empty();
+        if late && !status.alarms.contains(&Alarm::Unread) {
+            status.alarms.push(Alarm::Unread);
+        }
+        status
     }
 
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten

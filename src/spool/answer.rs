@@ -119,8 +119,9 @@ impl Spool {
         }
         segment.stamp = stamp;
         segment.phase = Phase::Free;
-        segment.slots = Vec::new();
+        let slots = std::mem::take(&mut segment.slots);
         segment.write_offset = SEGMENT_HEADER_BYTES as u64;
+        self.outlive(&slots);
         match log {
             Log::Message if !large => self.mail_failure = None,
             Log::State => self.state_failure = None,

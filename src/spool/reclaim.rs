@@ -148,9 +148,10 @@ impl Spool {
         let segment = self.log(log).at(number);
         assert_eq!(segment.phase, Phase::Removing, "removed once");
         if outcome == Outcome::Done {
-            let len = segment.len;
+            let (len, slots) = (segment.len, std::mem::take(&mut segment.slots));
             self.free_bytes = self.free_bytes.saturating_add(len);
             self.log(log).remove(number);
+            self.outlive(&slots);
         } else {
             // The file may be there still, and with it its records: the tombstones stay.
             segment.suspect = true;
@@ -307,7 +308,7 @@ impl Spool {
         self.reclaim.copies_in_flight -= 1;
     }
 
-    fn total_recipients(&self, place: Place) -> u32 {
+    pub(super) fn total_recipients(&self, place: Place) -> u32 {
         let Some(slot) = self.slot(place) else {
             return 0;
         };
@@ -451,6 +452,7 @@ impl Spool {
             generation: v.generation,
             segment: v.segment,
         }));
+        self.write_down_late();
         self.checkpoint = Some(Checkpoint {
             old,
             segments,

@@ -18,6 +18,7 @@ use super::commit::{BlockPool, LastGroup, Origin, Pending};
 use super::format::{GROUP_HEADER_BYTES, Log, Stamp, StateRecord};
 use super::index::{Place, ProgressTable, Slot, SlotState, Table};
 use super::large::LargeJob;
+use super::late::Late;
 use super::reclaim::{Checkpoint, Reclaim};
 use super::segment::{Segment, Segments};
 use super::types::{
@@ -210,6 +211,8 @@ pub struct Spool {
     pub(super) reclaim: Reclaim,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_bytes: u64,
+    /// What recovery knew, while some segment is unread.
+    pub(super) late: Option<Box<Late>>,
     pub(super) damaged: u64,
     pub(super) groups_written: u64,
 }
@@ -257,6 +260,7 @@ impl Spool {
             reclaim: Reclaim::default(),
             checkpoint: None,
             checkpoint_bytes: 0,
+            late: None,
             damaged: 0,
             groups_written: 0,
         }
@@ -399,6 +403,14 @@ impl Spool {
             extent,
             pending,
         ))
+    }
+
+    /// As [`Spool::waiting_at`], wherever it lies by now.
+    #[must_use]
+    pub fn waiting(&self, id: MessageId) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
+        let place = self.place(id.sequence())?;
+        self.waiting_at(place.segment, place.slot)
+            .filter(|waiting| waiting.0 == id)
     }
 
     /// The message segments and the number of records in each, in the order of their numbers.
@@ -605,6 +617,9 @@ impl Spool {
         }
         if self.no_files_until.is_some() {
             alarms.push(Alarm::NoFiles);
+        }
+        if self.late.is_some() {
+            alarms.push(Alarm::Unread);
         }
         if self.damaged > 0 {
             alarms.push(Alarm::DamageFound);

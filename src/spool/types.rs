@@ -145,6 +145,8 @@ pub enum Alarm {
     /// No file could be made, for want of space or inodes: new mail goes to what is free already,
     /// and is refused when that is used up. Tried again every second.
     NoFiles,
+    /// Stored mail, or what became of some, cannot be read: it waits, and is tried again.
+    Unread,
     /// A message did not match its checksum since the start, or recovery found damage.
     DamageFound,
     /// Settlements cannot be written; what is delivered now may be delivered again after a crash.
@@ -191,6 +193,9 @@ impl std::fmt::Display for Alarm {
             Self::NoFiles => {
                 "no file can be made (no space, or no inodes): new mail is refused once the free \
                  segments are used up"
+            }
+            Self::Unread => {
+                "some of what is stored cannot be read: that mail waits, and is tried again"
             }
             Self::DamageFound => "stored messages were found damaged",
             Self::SettlementsWaiting => {

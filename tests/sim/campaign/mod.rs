@@ -269,7 +269,7 @@ impl Campaign {
             host: self.node.host.clone(),
             crashes: Cell::new(self.scenario.crashes),
             jumps: self.scenario.jumps,
-            crashing: self.scenario.crashes + u64::from(self.scenario.options.disk.read_error) > 0,
+            crashing: self.scenario.crashes > 0,
         };
         let end = self.world.now().after(self.scenario.trouble);
         self.control.spawn(Class::Background, trouble.run(end));
@@ -307,10 +307,6 @@ impl Campaign {
         self.world.change(|options| options.net = NetFaults::calm());
         self.node.host.set_disk(DiskFaults::calm());
         self.node.dns_fails.set(0);
-        if self.scenario.options.disk.read_error > 0 {
-            // What recovery could not read waits for a life that can.
-            self.node.host.crash(CrashKind::Kill);
-        }
         for last in 2..=3 {
             self.node
                 .host
