@@ -3,6 +3,8 @@
 //! What: constants only; each room has a section. Relations between neighbours are asserted at
 //! compile time. What exceeds a limit gets a clear error, and nothing is lost.
 
+use std::time::Duration;
+
 // ---- engine ----
 
 /// Most shards of one node: the shard number has 12 bits in a message id, and no server of this
@@ -159,7 +161,7 @@ pub const SIGNATURES_KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How often the key files are looked at: a rotation is planned days ahead, a look is one stat call
 /// per file.
-pub const KEY_LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+pub const KEY_LOOK_EVERY: Duration = Duration::from_secs(5);
 const _: () = assert!(DKIM_SIGNATURES_MAX <= DKIM_JOBS_MAX);
 
 // ---- routing ----
@@ -209,6 +211,21 @@ pub const SPOOL_SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const _: () = assert!(SPOOL_SEGMENT_BYTES <= SPOOL_SEGMENT_BYTES_MAX);
 const _: () = assert!(SPOOL_MESSAGE_BYTES_MAX < SPOOL_SEGMENT_BYTES_MAX);
 
+/// How long a start waits for a block of mail that the disk does not give: a bus reset takes
+/// seconds. After that the mail is late: it is looked at again while the node runs.
+pub const SPOOL_MAIL_READ_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a start waits for a block of settlements that the disk does not give: after that mail
+/// may be delivered again. Twice this for all of them.
+pub const SPOOL_STATE_READ_WAIT: Duration = Duration::from_secs(30);
+
+/// How long what cannot be read is left alone before it is looked at again, at first; doubled each
+/// time.
+pub const SPOOL_LATE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The same, at most: a disk that fails for good is not kept busy with it.
+pub const SPOOL_LATE_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// Bytes of a state segment: 125,000 settlements.
 pub const SPOOL_STATE_SEGMENT_BYTES: u64 = 4 << 20;
 
@@ -250,6 +267,12 @@ pub const SPOOL_SPACE_MS: u64 = 500;
 
 /// Settlements that may wait for a failing disk before new mail is refused.
 pub const SPOOL_SETTLEMENTS_WAITING_MAX: usize = 100_000;
+
+/// Settlements that may wait before dates of next attempts are no longer journaled: a path that
+/// fails puts off a million entries in a moment, and advice for the next start must not be what
+/// refuses new mail.
+pub const SPOOL_DATES_WAITING_MAX: usize = 50_000;
+const _: () = assert!(SPOOL_DATES_WAITING_MAX < SPOOL_SETTLEMENTS_WAITING_MAX);
 
 // ---- queue ----
 
@@ -330,13 +353,13 @@ pub const DIAL_ADDRESSES_MAX: usize = 6;
 
 /// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
 /// three minutes.
-pub const SEND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Messages that recovery gives to the brain in one turn of the loop: about a millisecond of work.
 pub const RESTORE_PORTION: usize = 512;
 
 /// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
-pub const DRAIN_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(20);
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Letters that wait in a shard's mailbox: some 50 ms of saturated cross-shard traffic; what does
 /// not fit waits with its sender.
@@ -346,14 +369,14 @@ pub const MAILBOX_LETTERS_MAX: usize = 16_384;
 pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
 
 /// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
-pub const RESOLVER_TTL_MIN: std::time::Duration = std::time::Duration::from_secs(5);
+pub const RESOLVER_TTL_MIN: Duration = Duration::from_secs(5);
 
 /// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).
-pub const RESOLVER_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(86_400);
+pub const RESOLVER_TTL_MAX: Duration = Duration::from_secs(86_400);
 
 /// Longest life of a negative answer (RFC 2308 5: one to three hours work well; we want less, since
 /// it delays mail to a domain that was just set up).
-pub const RESOLVER_NEGATIVE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+pub const RESOLVER_NEGATIVE_TTL_MAX: Duration = Duration::from_secs(600);
 
 /// DNS questions under way at once; the rest wait in order.
 pub const QUESTIONS_AT_ONCE_MAX: usize = 512;

@@ -236,12 +236,17 @@ async fn restore<P: Port>(dispatch: Rc<Dispatch<P>>, spool: Spooler<P>, mut curs
     loop {
         let portion = spool.load(&mut cursor, limits::RESTORE_PORTION).await;
         if portion.is_empty() {
-            return;
+            break;
         }
         for loaded in portion {
             dispatch.restore(loaded);
         }
         yield_now().await;
+    }
+    loop {
+        for loaded in spool.load_late(limits::RESTORE_PORTION).await {
+            dispatch.restore(loaded);
+        }
     }
 }
 

@@ -117,7 +117,8 @@ struct Load {
     source: u16,
     attempts: u16,
     due: Wall,
-    received_at: Wall,
+    age: Duration,
+    as_of: Mono,
     held: Option<Arc<Held>>,
 }
 
@@ -299,7 +300,7 @@ impl<P: Port> Dispatch<P> {
             path,
             message: transfer.id,
             recipients: transfer.recipients,
-            age: wall.since(transfer.received_at),
+            age: transfer.age + now.since(transfer.as_of),
             attempts: transfer.attempts,
             due: now.after(wait),
             payload: transfer.held,

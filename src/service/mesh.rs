@@ -5,6 +5,7 @@
 //! side, which takes everything that waits at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -17,7 +18,7 @@ use crate::service::held::Held;
 use crate::service::resolver::{MailAnswer, Question};
 use crate::service::smtpd::MovingSession;
 use crate::spool::{Settlement, SpoolStatus};
-use crate::time::Wall;
+use crate::time::{Mono, Wall};
 
 /// One letter between threads of a node.
 #[derive(Debug)]
@@ -83,8 +84,10 @@ pub struct Transfer {
     pub attempts: u16,
     /// When the next attempt is due.
     pub due: Wall,
-    /// When the message was accepted.
-    pub received_at: Wall,
+    /// How old the message was.
+    pub age: Duration,
+    /// When it was that old.
+    pub as_of: Mono,
     /// The message itself, while it is in memory.
     pub held: Option<Arc<Held>>,
 }

@@ -17,11 +17,10 @@
 //!   pieces of 1 MiB, each of which occupies the shard for about 50 us.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
@@ -31,23 +30,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Block, Class, Map, OpenMode, Port, Signal};
+use crate::engine::{Class, OpenMode, Port, Signal};
 use crate::limits;
 use crate::message::{Content, Envelope, MessageId};
-use crate::spool::format::{BLOCK_BYTES, Checksum, HeaderRead, Log, MessageRecord, SegmentHeader};
-use crate::spool::recover::{Recovery, Scan, Step, elect_stamp};
+use crate::spool::format::Log;
 use crate::spool::{
-    Action, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError, RecoveryReport,
-    Settlement, SettlementKind, Spool, SpoolConfig, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
+    RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
 };
 use crate::time::{Mono, Wall};
 
-/// Bytes that recovery brings into memory at once where groups are small.
-const SCAN_WINDOW_BYTES: usize = 128 << 10;
+mod late;
+mod read;
+mod recovery;
+
+use self::recovery::recover;
+
 /// How often a segment that readers hold is looked at again.
 const RELEASE_RETRY: Duration = Duration::from_millis(100);
-/// How often the rewriting of a last group is tried again before the spool does not open.
-const REWRITE_TRIES: u32 = 20;
 /// How long [`Spooler::close`] waits for a failing disk.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -162,6 +162,9 @@ struct Inner<P: Port> {
     callbacks: RefCell<Vec<Rc<Callback>>>,
     wake: Signal,
     stopped: Cell<bool>,
+    /// Messages whose envelope could not be read.
+    late: RefCell<VecDeque<MessageId>>,
+    late_pause: Cell<Duration>,
 }
 
 /// Appends that wait for their group.
@@ -263,6 +266,8 @@ impl<P: Port> Spooler<P> {
             callbacks: RefCell::default(),
             wake: Signal::default(),
             stopped: Cell::new(false),
+            late: RefCell::default(),
+            late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
         });
         let spooler = Self(inner);
         let mut cursor = LoadCursor { segments, next: 0 };
@@ -386,8 +391,8 @@ impl<P: Port> Spooler<P> {
                     envelope,
                 }),
                 Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-                // It stays in the spool, and in the report of the next start.
-                Err(ReadError::Gone | ReadError::Io) => {}
+                Err(ReadError::Io) => self.0.late.borrow_mut().push_back(id),
+                Err(ReadError::Gone) => {}
             }
         }
         out
@@ -396,7 +401,12 @@ impl<P: Port> Spooler<P> {
     /// The spool in figures.
     #[must_use]
     pub fn status(&self) -> SpoolStatus {
-        self.0.core.borrow().status()
+        let mut status = self.0.core.borrow().status();
+        let late = !self.0.late.borrow().is_empty();
+        if late && !status.alarms.contains(&Alarm::Unread) {
+            status.alarms.push(Alarm::Unread);
+        }
+        status
     }
 
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten
@@ -610,42 +620,6 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-/// A verified record, still in the map.
-struct Record<M: Map> {
-    map: Arc<M>,
-    envelope: Range<usize>,
-    content: Bytes,
-    fixed: MessageRecord,
-}
-
-impl<M: Map> Record<M> {
-    fn envelope(&self) -> &[u8] {
-        &self.map.bytes()[self.envelope.clone()]
-    }
-
-    fn message(&self) -> Result<StoredMessage, ReadError> {
-        let envelope = Envelope::decode(self.envelope()).map_err(|_| ReadError::Damaged)?;
-        let received_at = self.fixed.received_at;
-        Ok(StoredMessage {
-            envelope,
-            content: self.content.clone(),
-            received_at,
-        })
-    }
-}
-
-/// A range of a map that keeps the map alive.
-struct Slice<M: Map> {
-    map: Arc<M>,
-    range: Range<usize>,
-}
-
-impl<M: Map> AsRef<[u8]> for Slice<M> {
-    fn as_ref(&self) -> &[u8] {
-        &self.map.bytes()[self.range.clone()]
-    }
-}
-
 impl<P: Port> Inner<P> {
     fn path(&self, log: Log, segment: u32) -> PathBuf {
         self.directory.join(log.file_name(segment))
@@ -705,371 +679,6 @@ impl<P: Port> Inner<P> {
             Ok(()) | Err(_) => {}
         }
         self.port.sync_directory(&self.directory)
-    }
-
-    fn map(&self, segment: u32) -> Result<Arc<P::Map>, ReadError> {
-        if let Some(map) = self.maps.borrow().get(&segment) {
-            return Ok(Arc::clone(map));
-        }
-        let file = self.files.borrow().get(&(Log::Message, segment)).cloned();
-        let file = file.ok_or(ReadError::Io)?;
-        let map = self.port.map(&file).map_err(|_| ReadError::Io)?;
-        self.maps.borrow_mut().insert(segment, Arc::clone(&map));
-        Ok(map)
-    }
-
-    async fn mapped(
-        &self,
-        segment: u32,
-        range: Range<usize>,
-    ) -> Result<(Arc<P::Map>, Range<usize>), ReadError> {
-        let map = self.map(segment)?;
-        let end = range.end.min(map.bytes().len());
-        if range.start > end {
-            return Err(ReadError::Damaged);
-        }
-        self.port
-            .prefetch(&map, range.start..end)
-            .await
-            .map_err(|_| ReadError::Io)?;
-        Ok((map, range.start..end))
-    }
-
-    /// Record and envelope of a message.
-    async fn head(
-        &self,
-        id: MessageId,
-        extent: &Extent,
-    ) -> Result<(MessageRecord, Envelope), ReadError> {
-        let start = extent.location.offset as usize;
-        let range = start..start + extent.head_len as usize;
-        let (map, range) = self.mapped(extent.location.segment, range).await?;
-        let decoded = MessageRecord::decode(&map.bytes()[range], extent.generation);
-        let (record, envelope) = decoded.ok_or(ReadError::Damaged)?;
-        let envelope = Envelope::decode(envelope).map_err(|_| ReadError::Damaged)?;
-        if record.id != id {
-            Err(ReadError::Damaged)
-        } else {
-            Ok((record, envelope))
-        }
-    }
-
-    /// The record of a message, verified.
-    async fn record(&self, id: MessageId, extent: &Extent) -> Result<Record<P::Map>, ReadError> {
-        let start = extent.location.offset as usize;
-        let segment = extent.location.segment;
-        let range = start..start + extent.head_len as usize;
-        let (map, range) = self.mapped(segment, range).await?;
-        let decoded = MessageRecord::decode(&map.bytes()[range.clone()], extent.generation);
-        let (fixed, envelope) = decoded.ok_or(ReadError::Damaged)?;
-        if fixed.id != id || fixed.content_offset != extent.content {
-            return Err(ReadError::Damaged);
-        }
-        let envelope_start = range.start + crate::spool::format::RECORD_BYTES;
-        let envelope = envelope_start..envelope_start + envelope.len();
-        let start = fixed.content_offset as usize;
-        let content = start..start + fixed.content_len as usize;
-        if content.end > map.bytes().len() {
-            return Err(ReadError::Damaged);
-        }
-        let mut sum = Checksum::default();
-        let mut at = content.start;
-        while at < content.end {
-            let end = content.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-            self.port
-                .prefetch(&map, at..end)
-                .await
-                .map_err(|_| ReadError::Io)?;
-            sum.update(&map.bytes()[at..end]);
-            at = end;
-        }
-        if sum.finish() != fixed.content_sum {
-            return Err(ReadError::Damaged);
-        }
-        let slice = Slice {
-            map: Arc::clone(&map),
-            range: content,
-        };
-        Ok(Record {
-            map,
-            envelope,
-            content: Bytes::from_owner(slice),
-            fixed,
-        })
-    }
-
-    /// Writes the bytes of a message as they are to `quarantine-ID-LEN.raw`: the record with its
-    /// envelope, then LEN bytes of content, then zeros up to a block.
-    async fn quarantine(&self, id: MessageId, extent: &Extent) -> io::Result<()> {
-        let segment = extent.location.segment;
-        let head_start = extent.location.offset as usize;
-        let parts = [
-            head_start..head_start + extent.head_len as usize,
-            extent.content as usize..extent.content as usize + extent.location.len as usize,
-        ];
-        let path = self
-            .directory
-            .join(format!("quarantine-{id}-{}.raw", extent.location.len));
-        let file = match self.port.open(&path, OpenMode::Create) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            other => other?,
-        };
-        let mut offset = 0;
-        for part in parts {
-            let mut at = part.start;
-            while at < part.end {
-                let end = part.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-                let mapped = self.mapped(segment, at..end).await;
-                let (map, range) = mapped.map_err(|_| io::Error::other("unreadable"))?;
-                let mut block = Block::zeroed(range.len());
-                block[..range.len()].copy_from_slice(&map.bytes()[range]);
-                let len = block.len() as u64;
-                let (_, result) = self.port.write_durable(&file, offset, block).await;
-                result?;
-                offset += len;
-                at = end;
-            }
-        }
-        self.port.sync_directory(&self.directory)
-    }
-}
-
-// ---- recovery ----
-
-struct Opened<P: Port> {
-    core: Spool,
-    report: RecoveryReport,
-    files: HashMap<(Log, u32), P::File>,
-}
-
-struct Listed<P: Port> {
-    log: Log,
-    number: u32,
-    path: PathBuf,
-    file: P::File,
-    len: u64,
-}
-
-async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>, SpoolError> {
-    let directory = &config.directory;
-    let failed = |error| SpoolError::Io(directory.clone(), error);
-    // Names that an earlier life made or removed must not come back, or vanish, behind this one's
-    // back.
-    port.sync_directory(directory).map_err(failed)?;
-    let listed = list(port, config)?;
-    let free = port.free_space(directory).map_err(failed)?;
-    let held: u64 = listed.iter().map(|file| file.len).sum();
-    let mut recovery = Recovery::new(sizes(config, free.saturating_add(held), port.random()));
-    for file in &listed {
-        announce(port, config, file, &mut recovery).await?;
-    }
-    let files: HashMap<(Log, u32), P::File> = listed
-        .into_iter()
-        .map(|f| ((f.log, f.number), f.file))
-        .collect();
-    for log in [Log::State, Log::Message] {
-        for (number, stamp) in recovery.order(log) {
-            let Some(file) = files.get(&(log, number)) else {
-                continue;
-            };
-            let map = match port.file_len(file) {
-                Ok(len) if len > 0 => port.map(file).map_err(failed)?,
-                _ => continue,
-            };
-            scan(port, &map, log, number, Scan::new(stamp), &mut recovery).await;
-        }
-        if log == Log::State {
-            recovery.states_end();
-        }
-    }
-    for (log, number, range) in recovery.rewrites() {
-        let Some(file) = files.get(&(log, number)) else {
-            continue;
-        };
-        let rewritten = rewrite(port, file, range).await;
-        rewritten.map_err(|e| SpoolError::Io(directory.join(log.file_name(number)), e))?;
-    }
-    for check in recovery.checks() {
-        let Some(file) = files.get(&(Log::Message, check.segment)) else {
-            continue;
-        };
-        let map = port.map(file).map_err(failed)?;
-        let head = port.prefetch(
-            &map,
-            check.head.start..check.head.end.min(map.bytes().len()),
-        );
-        let whole = head.await.is_ok()
-            && port
-                .prefetch(&map, check.content.start..check.content.end)
-                .await
-                .is_ok();
-        if whole {
-            recovery.check(&check, map.bytes());
-        } else {
-            recovery.unchecked(&check);
-        }
-    }
-    let (core, report) = recovery.finish(free, port.now());
-    Ok(Opened {
-        core,
-        report,
-        files,
-    })
-}
-
-fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, SpoolError> {
-    let directory = &config.directory;
-    let names = port
-        .list(directory)
-        .map_err(|e| SpoolError::Io(directory.clone(), e))?;
-    let mut listed = Vec::new();
-    for (log, number) in names.iter().filter_map(|name| Log::parse_file_name(name)) {
-        let path = directory.join(log.file_name(number));
-        let file = port.open(&path, OpenMode::Existing);
-        let file = file.map_err(|error| SpoolError::Io(path.clone(), error))?;
-        let len = port
-            .file_len(&file)
-            .map_err(|error| SpoolError::Io(path.clone(), error))?;
-        listed.push(Listed {
-            log,
-            number,
-            path,
-            file,
-            len,
-        });
-    }
-    listed.sort_by_key(|file| (file.log, file.number));
-    Ok(listed)
-}
-
-/// Writes a range of a file again as it is, so that what was read is on stable storage.
-async fn rewrite<P: Port>(port: &P, file: &P::File, range: Range<usize>) -> io::Result<()> {
-    if port.file_len(file)? == 0 {
-        return Ok(());
-    }
-    let map = port.map(file)?;
-    // A file that a crash left when it was being made may be shorter than a header.
-    let whole = map.bytes().len() / BLOCK_BYTES * BLOCK_BYTES;
-    let range = range.start..range.end.min(whole);
-    let mut at = range.start;
-    while at < range.end {
-        let end = range.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-        let mut tries = 0;
-        loop {
-            let result = match port.prefetch(&map, at..end).await {
-                Ok(()) => {
-                    let mut block = Block::zeroed(end - at);
-                    block.copy_from_slice(&map.bytes()[at..end]);
-                    port.write_durable(file, at as u64, block).await.1
-                }
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok(()) => break,
-                // The same bytes over the same bytes: unlike a new group, this may be tried again.
-                Err(_) if tries < REWRITE_TRIES => tries += 1,
-                Err(error) => return Err(error),
-            }
-            port.sleep_until(port.now().after(RELEASE_RETRY)).await;
-        }
-        at = end;
-    }
-    Ok(())
-}
-
-/// Sizes for a file system that could give the spool `budget` bytes.
-fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
-    let block = BLOCK_BYTES as u64;
-    let most = config.segment_bytes.min(limits::SPOOL_SEGMENT_BYTES_MAX);
-    let segment = (budget / 32).min(most).max(limits::SPOOL_SEGMENT_BYTES_MIN);
-    let state = (budget / 64).min(limits::SPOOL_STATE_SEGMENT_BYTES);
-    SpoolConfig {
-        shard: config.shard,
-        segment_bytes: segment / block * block,
-        state_segment_bytes: state.max(limits::SPOOL_STATE_SEGMENT_BYTES_MIN) / block * block,
-        low_water_bytes: config.low_water_bytes.min(budget / 16),
-        seed,
-    }
-}
-
-/// Reads the header of a file and tells recovery.
-async fn announce<P: Port>(
-    port: &P,
-    config: &SpoolerConfig,
-    file: &Listed<P>,
-    recovery: &mut Recovery,
-) -> Result<(), SpoolError> {
-    let (log, number, len) = (file.log, file.number, file.len);
-    if len == 0 {
-        // A crash left it when it was being made.
-        recovery.elected(log, number, None, true, len);
-        return Ok(());
-    }
-    let map = port
-        .map(&file.file)
-        .map_err(|e| SpoolError::Io(file.path.clone(), e))?;
-    let bytes = map.bytes();
-    let start = bytes.len().min(2 * BLOCK_BYTES);
-    let readable = port.prefetch(&map, 0..start).await.is_ok();
-    let header = if readable { &bytes[..start] } else { &[] };
-    match SegmentHeader::decode(header) {
-        HeaderRead::Newer(version) => return Err(SpoolError::Newer(file.path.clone(), version)),
-        HeaderRead::Known(known) if known.shard != config.shard => {
-            return Err(SpoolError::ForeignShard(file.path.clone(), known.shard));
-        }
-        HeaderRead::Known(_) | HeaderRead::Damaged => {}
-    }
-    if recovery.file(log, number, header, len).is_some() {
-        return Ok(());
-    }
-    // Rare: ask every group of the file, as far as it can be read.
-    let mut stamp = None;
-    let mut at = start;
-    while at < bytes.len() {
-        let end = bytes.len().min(at + BLOCK_BYTES);
-        if port.prefetch(&map, at..end).await.is_ok() {
-            let found = elect_stamp(&bytes[at..end]);
-            let newer = found.filter(|f| {
-                stamp.is_none_or(|s: crate::spool::format::Stamp| s.generation < f.generation)
-            });
-            stamp = newer.or(stamp);
-        }
-        at = end;
-    }
-    let blank = readable && header.iter().all(|byte| *byte == 0);
-    recovery.elected(log, number, stamp, blank, len);
-    Ok(())
-}
-
-async fn scan<P: Port>(
-    port: &P,
-    map: &Arc<P::Map>,
-    log: Log,
-    number: u32,
-    mut scan: Scan,
-    recovery: &mut Recovery,
-) {
-    let bytes = map.bytes();
-    loop {
-        match scan.step(bytes) {
-            Step::Need(range) => {
-                let end = bytes
-                    .len()
-                    .min(range.end.max(range.start + SCAN_WINDOW_BYTES));
-                let window = range.start..end;
-                if port.prefetch(map, window.clone()).await.is_ok() {
-                    scan.grant(window);
-                } else if port.prefetch(map, range.clone()).await.is_ok() {
-                    scan.grant(range);
-                } else {
-                    recovery.unreadable(log, number, range.start as u32);
-                    scan.unreadable();
-                }
-            }
-            Step::Group(found) if log == Log::State => recovery.state_group(number, &found),
-            Step::Group(found) => recovery.mail_group(number, &found),
-            Step::End => return,
-        }
     }
 }
 

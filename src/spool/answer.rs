@@ -84,9 +84,19 @@ impl Spool {
             if active {
                 self.log(log).seal_active();
             }
-            self.fail(log, outcome, now);
+            self.file_failed(log, number, outcome, now);
         }
         false
+    }
+
+    /// A write to a file failed. That a large message finds no space for its own file says nothing
+    /// about others.
+    fn file_failed(&mut self, log: Log, number: u32, outcome: Outcome, now: Mono) {
+        if outcome == Outcome::Full && self.log(log).at(number).large {
+            self.make_no_files(now);
+        } else {
+            self.fail(log, outcome, now);
+        }
     }
 
     fn header_written(&mut self, log: Log, number: u32, stamp: Stamp, outcome: Outcome, now: Mono) {
@@ -104,13 +114,14 @@ impl Spool {
             if large {
                 self.abandon_large(number, outcome);
             }
-            self.fail(log, outcome, now);
+            self.file_failed(log, number, outcome, now);
             return;
         }
         segment.stamp = stamp;
         segment.phase = Phase::Free;
-        segment.slots = Vec::new();
+        let slots = std::mem::take(&mut segment.slots);
         segment.write_offset = SEGMENT_HEADER_BYTES as u64;
+        self.outlive(&slots);
         match log {
             Log::Message if !large => self.mail_failure = None,
             Log::State => self.state_failure = None,
@@ -182,6 +193,7 @@ impl Spool {
                         first: sequence,
                         count: 1,
                     });
+                    self.graves.insert(sequence);
                     self.due(now);
                     let error = match outcome {
                         Outcome::Full => AppendError::Full,
@@ -224,8 +236,15 @@ impl Spool {
             return;
         }
         for record in &records {
-            if let StateRecord::Void { group, .. } = record {
-                self.mail_unproven.retain(|sequence| sequence != group);
+            match record {
+                StateRecord::Void { group, .. } => {
+                    self.mail_unproven.retain(|sequence| sequence != group);
+                }
+                StateRecord::Dead { first, count } if !self.graves.is_empty() => {
+                    let end = first.saturating_add(u64::from(*count));
+                    self.graves.retain(|grave| !(*first..end).contains(grave));
+                }
+                _ => {}
             }
         }
         for settlement in settlements {

@@ -102,7 +102,8 @@ impl Spool {
             .pending
             .as_ref()
             .is_some_and(|p| job.pieces_in_flight == 0 && job.written == p.content.len());
-        if !done || self.mail.groups_in_flight >= limits::SPOOL_GROUPS_IN_FLIGHT_MAX {
+        let may = self.graves.is_empty();
+        if !done || !may || self.mail.groups_in_flight >= limits::SPOOL_GROUPS_IN_FLIGHT_MAX {
             return;
         }
         let Some(pending) = job.pending.take() else {

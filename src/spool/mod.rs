@@ -117,7 +117,9 @@ mod answer;
 mod commit;
 mod index;
 mod large;
+mod late;
 mod reclaim;
+mod replay;
 mod seal;
 mod segment;
 mod spares;
@@ -127,6 +129,7 @@ mod tests;
 mod types;
 
 pub use index::Place;
+pub use late::Adopted;
 pub use recover::{Damage, RecoveryReport};
 pub use state::{Action, Completion, Extent, Outcome, Spool, SpoolConfig};
 pub use types::{

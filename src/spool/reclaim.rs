@@ -148,9 +148,10 @@ impl Spool {
         let segment = self.log(log).at(number);
         assert_eq!(segment.phase, Phase::Removing, "removed once");
         if outcome == Outcome::Done {
-            let len = segment.len;
+            let (len, slots) = (segment.len, std::mem::take(&mut segment.slots));
             self.free_bytes = self.free_bytes.saturating_add(len);
             self.log(log).remove(number);
+            self.outlive(&slots);
         } else {
             // The file may be there still, and with it its records: the tombstones stay.
             segment.suspect = true;
@@ -307,7 +308,7 @@ impl Spool {
         self.reclaim.copies_in_flight -= 1;
     }
 
-    fn total_recipients(&self, place: Place) -> u32 {
+    pub(super) fn total_recipients(&self, place: Place) -> u32 {
         let Some(slot) = self.slot(place) else {
             return 0;
         };
@@ -409,10 +410,19 @@ impl Spool {
             .filter(|(_, s)| s.phase == Phase::Sealed)
             .map(|(_, s)| s.len)
             .sum();
-        if used <= (4 * len).max(2 * self.checkpoint_bytes + 2 * len) || self.closing {
+        // Where no file can be made, what is sealed is all that can become free: what it says goes
+        // to what is open.
+        let free = self.state.count(|s| s.phase == Phase::Free);
+        let cramped = !self.may_create_state()
+            && free < limits::SPOOL_SPARE_SEGMENTS
+            && used > self.checkpoint_bytes;
+        let grown = used > (4 * len).max(2 * self.checkpoint_bytes + 2 * len);
+        if self.closing || !(grown || cramped) {
             return;
         }
-        self.state.seal_active();
+        if !cramped {
+            self.state.seal_active();
+        }
         let old = self
             .state
             .iter()
@@ -442,6 +452,7 @@ impl Spool {
             generation: v.generation,
             segment: v.segment,
         }));
+        self.write_down_late();
         self.checkpoint = Some(Checkpoint {
             old,
             segments,

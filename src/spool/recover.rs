@@ -8,18 +8,20 @@
 //! a signal. Only heads are read, except for the groups of the last writes, which no later group
 //! vouches for: their contents are checked too, and what is torn is buried under a tombstone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use crate::limits;
 use crate::message::MessageId;
 use crate::time::Mono;
 
-use super::commit::{LastGroup, roster_entry, slot_of};
+use super::commit::{LastGroup, roster_entry};
 use super::format::{
     GroupHeader, HeaderRead, Log, MessageRecord, SegmentHeader, Stamp, StateRecord,
 };
 use super::index::{Place, Slot, SlotState};
+use super::late::{Late, TakenIn};
+use super::replay::Replay;
 use super::segment::{Phase, Segment};
 use super::state::{Spool, SpoolConfig, Void};
 use super::types::Location;
@@ -28,10 +30,14 @@ mod last;
 mod missing;
 mod scan;
 
+pub use last::Rewrite;
 pub use scan::{Found, Scan, Step, elect_stamp};
 
 /// Highest file number that is taken for ours.
 const NUMBER_MAX: u32 = 1 << 20;
+
+/// Groups that one unreadable segment can hold, and more.
+const GROUPS_SKIPPED: u64 = 1 << 20;
 
 /// One piece of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,51 +101,6 @@ impl RecoveryReport {
     #[must_use]
     pub fn is_damaged(&self) -> bool {
         self.damage_unlisted > 0 || self.damage.iter().any(|d| !matches!(d, Damage::Torn(_)))
-    }
-}
-
-/// What the state log says, sorted.
-#[derive(Debug, Default)]
-struct Replay {
-    settled: Vec<(u64, u32, u32, super::types::SettlementKind)>,
-    dead: Vec<(u64, u64)>,
-    hint: usize,
-}
-
-impl Replay {
-    fn sort(&mut self) {
-        self.settled.sort_unstable_by_key(|record| record.0);
-        self.dead.sort_unstable();
-        let mut merged: Vec<(u64, u64)> = Vec::new();
-        for (first, end) in self.dead.drain(..) {
-            match merged.last_mut() {
-                Some(last) if first <= last.1 => last.1 = last.1.max(end),
-                _ => merged.push((first, end)),
-            }
-        }
-        self.dead = merged;
-    }
-
-    fn is_dead(&self, sequence: u64) -> bool {
-        let at = self.dead.partition_point(|run| run.0 <= sequence);
-        at > 0 && sequence < self.dead[at - 1].1
-    }
-
-    /// The settlements of a message, as a range of `settled`. Messages come almost in order, so the
-    /// search starts where the last one ended.
-    fn of(&mut self, sequence: u64) -> Range<usize> {
-        let near = &self.settled[self.hint..self.settled.len().min(self.hint + 64)];
-        let before = self.hint == 0 || self.settled[self.hint - 1].0 < sequence;
-        let start = match near.iter().position(|record| record.0 >= sequence) {
-            Some(skip) if before => self.hint + skip,
-            _ => self.settled.partition_point(|record| record.0 < sequence),
-        };
-        let count = self.settled[start..]
-            .iter()
-            .take_while(|r| r.0 == sequence)
-            .count();
-        self.hint = start + count;
-        start..start + count
     }
 }
 
@@ -278,6 +239,21 @@ impl Recovery {
             .next_generation
             .max(stamp.generation.saturating_add(1));
         self.spool.log(log).insert(number, segment);
+    }
+
+    /// The disk gives neither copy of a file's header. Which life its groups are of is unknown, and
+    /// those of an earlier one may be settled: it is looked at again, by [`Spool::adopt`].
+    pub fn unheaded(&mut self, log: Log, number: u32, len: u64) {
+        if number > NUMBER_MAX {
+            return;
+        }
+        let nobody = Stamp {
+            generation: 0,
+            salt: 0,
+        };
+        self.insert(log, number, nobody, len, false);
+        self.unreadable(log, number, 0);
+        self.spool.log(log).at(number).phase = Phase::LeftAlone;
     }
 
     /// The disk does not give a block.
@@ -446,49 +422,15 @@ impl Recovery {
 
     /// Takes a record into the index; its place when the message waits, there or elsewhere.
     fn message(&mut self, number: u32, record: &MessageRecord, offset: u32) -> Option<Place> {
-        let sequence = record.id.sequence();
-        let mut slot = slot_of(record, offset);
-        let segment = self.spool.mail.at(number);
-        let end = u64::from(record.content_offset) + u64::from(record.content_len);
-        let fits = end <= segment.len
-            && record.recipients > 0
-            && record.recipients <= u32::from(u16::MAX)
-            && record.id.shard() == self.spool.config.shard;
-        self.spool.next_sequence = self.spool.next_sequence.max(sequence.saturating_add(1));
-        let dead = self.replay.is_dead(sequence);
-        if !fits && !dead {
-            self.report
-                .add(Damage::Message(record.id, location(number, &slot)));
-            self.spool.damaged += 1;
-        }
-        if dead || !fits {
-            slot.state = SlotState::Dead;
-            self.spool.mail.at(number).push(slot);
-            return None;
-        }
-        if self.spool.place(sequence).is_some() {
-            // A copy forward whose original is still there: either will do, if it is whole.
-            slot.state = SlotState::Moved;
-            let at = self.spool.mail.at(number).push(slot);
-            return Some(Place {
-                segment: number,
-                slot: at,
-            });
-        }
-        let at = self.spool.mail.at(number).push(slot);
-        let place = Place {
-            segment: number,
-            slot: at,
-        };
-        self.spool.admit(sequence, place);
-        for at in self.replay.of(sequence) {
-            let (_, first, count, kind) = self.replay.settled[at];
-            let end = first.saturating_add(count).min(record.recipients);
-            for recipient in first..end {
-                self.spool.replay(sequence, recipient, kind);
+        match self.spool.take_in(&mut self.replay, number, record, offset) {
+            TakenIn::Waits(place) => Some(place),
+            TakenIn::Ended => None,
+            TakenIn::Damaged(slot) => {
+                self.report
+                    .add(Damage::Message(record.id, location(number, &slot)));
+                None
             }
         }
-        self.spool.place(sequence)
     }
 
     fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, proven: u64) {
@@ -499,6 +441,29 @@ impl Recovery {
             let range = at..at + header.total_len as usize;
             self.tail.push((log, number, range, header.sequence));
         }
+    }
+
+    /// What will be needed when what could not be read can be.
+    fn keep_for_later(&mut self) {
+        if self.spool.unread().is_empty() {
+            return;
+        }
+        // Numbers of groups that could not be read must not be given out again.
+        self.spool.mail.group_sequence += GROUPS_SKIPPED;
+        self.spool.state.group_sequence += GROUPS_SKIPPED;
+        // What became of messages that are in the index is there.
+        let slots = self.spool.mail.iter().flat_map(|(_, s)| &s.slots);
+        let known = slots.filter(|s| matches!(s.state, SlotState::Live | SlotState::Dead));
+        let known: HashSet<u64> = known.map(|slot| slot.sequence).collect();
+        let mut replay = std::mem::take(&mut self.replay);
+        replay.settled.retain(|record| !known.contains(&record.0));
+        replay.sort();
+        self.spool.late = Some(Box::new(Late {
+            replay,
+            proven: self.proven,
+            state_proven: self.state_proven,
+            limit: self.spool.next_sequence,
+        }));
     }
 
     /// Ends recovery.
@@ -539,6 +504,7 @@ impl Recovery {
         if self.report.is_damaged() {
             self.spool.damaged = self.spool.damaged.max(1);
         }
+        self.keep_for_later();
         if !self.spool.chores.is_empty() {
             self.spool.due(now);
         }

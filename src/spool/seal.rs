@@ -53,8 +53,8 @@ impl Spool {
             };
             let (first, copy) = match (copies, self.fresh.front()) {
                 (Some(first), _) => (first, true),
-                (None, Some(first)) => (first, false),
-                (None, None) => return,
+                (None, Some(first)) if self.graves.is_empty() => (first, false),
+                _ => return,
             };
             if !copy && self.mail.groups_in_flight > 0 && !self.fresh_fills_a_group() {
                 return;
@@ -90,8 +90,13 @@ impl Spool {
         let coming = |s: &Segment| !s.large && matches!(s.phase, Phase::Making | Phase::Stamping);
         let spare = self.mail.count(free);
         let growing = self.may_create(self.config.segment_bytes) || self.mail.count(coming) > 0;
-        // The last free segment is for stragglers: without it nothing could ever be freed.
-        let enough = if copy || growing {
+        // The last free segment is for stragglers: without it nothing could ever be freed. But if
+        // the active one holds none, it is itself as good as free.
+        let none_left = self.mail.active.is_some_and(|active| {
+            let active = self.mail.at(active);
+            active.live_slots == 0 && active.in_flight == 0 && !active.unread
+        });
+        let enough = if copy || growing || none_left {
             spare > 0
         } else {
             spare > 1

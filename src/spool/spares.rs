@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::limits;
 use crate::time::Mono;
 
-use super::commit::Origin;
+use super::commit::{Origin, state_group_bytes};
 use super::format::{Log, SegmentHeader};
 use super::segment::{Phase, Segment};
 use super::state::{Action, Completion, Failure, Flight, Outcome, Spool};
@@ -17,7 +17,30 @@ use super::types::AppendError;
 impl Spool {
     /// Whether a segment of `len` bytes may be made for mail.
     pub(super) fn may_create(&self, len: u64) -> bool {
-        self.free_bytes >= len.saturating_add(self.config.low_water_bytes)
+        self.no_files_until.is_none()
+            && self.free_bytes >= len.saturating_add(self.config.low_water_bytes)
+    }
+
+    pub(super) fn may_create_state(&self) -> bool {
+        self.no_files_until.is_none() && self.free_bytes >= self.config.state_segment_bytes
+    }
+
+    /// Whether settlements could not be written for want of space: mail that is taken now could not
+    /// be settled.
+    pub(super) fn state_is_starved(&self) -> bool {
+        let need = state_group_bytes(limits::SPOOL_SETTLEMENTS_PER_GROUP_MAX) as u64;
+        let open = |s: &Segment| match s.phase {
+            Phase::Making | Phase::Stamping | Phase::Free => true,
+            _ => s.phase == Phase::Active && s.room() >= need,
+        };
+        !self.may_create_state() && self.state.find(open).is_none()
+    }
+
+    /// No file can be made now, for want of space or of inodes. What is free already serves; a
+    /// file is tried again after a while.
+    pub(super) fn make_no_files(&mut self, now: Mono) {
+        let pause = Duration::from_millis(limits::SPOOL_PROBE_MS);
+        self.no_files_until = Some(now.after(pause));
     }
 
     pub(super) fn create(&mut self, log: Log, len: u64, large: bool) -> u32 {
@@ -66,17 +89,19 @@ impl Spool {
     }
 
     pub(super) fn make_spares(&mut self, now: Mono) {
+        if self.no_files_until.is_some_and(|until| now >= until) {
+            self.no_files_until = None;
+        }
         self.probe(Log::State, now);
         self.probe(Log::Message, now);
         let ready = |s: &Segment| {
             !s.large && matches!(s.phase, Phase::Making | Phase::Stamping | Phase::Free)
         };
-        let state_len = self.config.state_segment_bytes;
         while self.state_failure.is_none()
             && self.state.count(ready) < limits::SPOOL_SPARE_SEGMENTS
-            && self.free_bytes >= state_len
+            && self.may_create_state()
         {
-            self.create(Log::State, state_len, false);
+            self.create(Log::State, self.config.state_segment_bytes, false);
         }
         let len = self.config.segment_bytes;
         while self.mail_failure.is_none()
@@ -105,7 +130,7 @@ impl Spool {
         };
         let room = match log {
             Log::Message => self.may_create(len),
-            Log::State => self.free_bytes >= len,
+            Log::State => self.may_create_state(),
         };
         let free = self.log(log).find(|s| s.phase == Phase::Free && !s.large);
         match free {
@@ -121,6 +146,7 @@ impl Spool {
         let segment = self.log(log).at(number);
         assert_eq!(segment.phase, Phase::Making, "a file is made once");
         if outcome == Outcome::Done {
+            self.no_files_until = None;
             self.restamp(log, number);
             return;
         }
@@ -134,6 +160,19 @@ impl Spool {
         });
         if large {
             self.abandon_large(number, outcome);
+        }
+        if outcome == Outcome::Full {
+            // Nothing that was written is in doubt.
+            self.make_no_files(now);
+            let failure = match log {
+                Log::Message => &mut self.mail_failure,
+                Log::State => &mut self.state_failure,
+            };
+            if let Some(failure) = failure {
+                failure.retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
+                failure.probing = false;
+            }
+            return;
         }
         self.fail(log, outcome, now);
     }
@@ -154,7 +193,7 @@ impl Spool {
             Log::Message => self.mail_failure = failure,
             Log::State => self.state_failure = failure,
         }
-        if log == Log::Message {
+        if log == Log::Message || !self.graves.is_empty() {
             self.refuse_waiting(refusal);
         }
     }

@@ -4,7 +4,7 @@
 //! says what to do next. It never waits, never reads a clock and never touches a file; see the
 //! module documentation for the rules that it keeps.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,10 +18,11 @@ use super::commit::{BlockPool, LastGroup, Origin, Pending};
 use super::format::{GROUP_HEADER_BYTES, Log, Stamp, StateRecord};
 use super::index::{Place, ProgressTable, Slot, SlotState, Table};
 use super::large::LargeJob;
+use super::late::Late;
 use super::reclaim::{Checkpoint, Reclaim};
 use super::segment::{Segment, Segments};
 use super::types::{
-    Alarm, AppendError, Location, PendingRecipient, Settlement, SpoolStatus, Stored,
+    Alarm, AppendError, Location, PendingRecipient, Settlement, SettlementKind, SpoolStatus, Stored,
 };
 
 /// What a spool is told once.
@@ -198,6 +199,11 @@ pub struct Spool {
     pub(super) completions: VecDeque<Completion>,
     pub(super) free_bytes: u64,
     pub(super) space_due: Mono,
+    /// No file could be made for want of space or inodes: not tried again before this.
+    pub(super) no_files_until: Option<Mono>,
+    /// Sequences of messages that were refused although they may be whole on the disk, while their
+    /// tombstones are not durable. No fresh message is written meanwhile.
+    pub(super) graves: BTreeSet<u64>,
     pub(super) mail_failure: Option<Failure>,
     pub(super) state_failure: Option<Failure>,
     pub(super) closing: bool,
@@ -205,6 +211,8 @@ pub struct Spool {
     pub(super) reclaim: Reclaim,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_bytes: u64,
+    /// What recovery knew, while some segment is unread.
+    pub(super) late: Option<Box<Late>>,
     pub(super) damaged: u64,
     pub(super) groups_written: u64,
 }
@@ -243,6 +251,8 @@ impl Spool {
             completions: VecDeque::new(),
             free_bytes: u64::MAX,
             space_due: Mono(0),
+            no_files_until: None,
+            graves: BTreeSet::new(),
             mail_failure: None,
             state_failure: None,
             closing: false,
@@ -250,6 +260,7 @@ impl Spool {
             reclaim: Reclaim::default(),
             checkpoint: None,
             checkpoint_bytes: 0,
+            late: None,
             damaged: 0,
             groups_written: 0,
         }
@@ -322,7 +333,7 @@ impl Spool {
         if self.settlements.len() > limits::SPOOL_SETTLEMENTS_WAITING_MAX {
             return Err(AppendError::Failed);
         }
-        if self.free_bytes < self.config.low_water_bytes {
+        if self.free_bytes < self.config.low_water_bytes || self.state_is_starved() {
             return Err(AppendError::Full);
         }
         Ok(())
@@ -337,6 +348,11 @@ impl Spool {
     pub fn settle(&mut self, settlement: Settlement, now: Mono) -> bool {
         if self.find(settlement.id).is_none() {
             return false;
+        }
+        let is_date = matches!(settlement.kind, SettlementKind::Deferred { .. });
+        if is_date && self.settlements.len() >= limits::SPOOL_DATES_WAITING_MAX {
+            // Without it a restart tries the message earlier than it would have been.
+            return true;
         }
         self.settlements.push_back(settlement);
         self.due(now.after(Duration::from_micros(limits::SPOOL_SETTLE_WAIT_US)));
@@ -392,6 +408,14 @@ impl Spool {
             extent,
             pending,
         ))
+    }
+
+    /// As [`Spool::waiting_at`], wherever it lies by now.
+    #[must_use]
+    pub fn waiting(&self, id: MessageId) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
+        let place = self.place(id.sequence())?;
+        self.waiting_at(place.segment, place.slot)
+            .filter(|waiting| waiting.0 == id)
     }
 
     /// The message segments and the number of records in each, in the order of their numbers.
@@ -470,6 +494,7 @@ impl Spool {
         };
         settle
             .min(self.space_due)
+            .min(self.no_files_until.unwrap_or(Mono::NEVER))
             .min(retry(&self.mail_failure))
             .min(retry(&self.state_failure))
     }
@@ -594,6 +619,12 @@ impl Spool {
         }
         if self.free_bytes < self.config.low_water_bytes {
             alarms.push(Alarm::DiskFull);
+        }
+        if self.no_files_until.is_some() {
+            alarms.push(Alarm::NoFiles);
+        }
+        if self.late.is_some() {
+            alarms.push(Alarm::Unread);
         }
         if self.damaged > 0 {
             alarms.push(Alarm::DamageFound);

@@ -4,6 +4,8 @@
 //! compares after each recovery: nothing acknowledged is lost, nothing settled comes back, nothing
 //! corrupt is handed out, the disk stays within its bound.
 
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -12,14 +14,16 @@ use crate::engine::Block;
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::time::{Mono, Wall};
 
+use crate::limits;
+
 use super::format::{
     BLOCK_BYTES, Log, MessageRecord, SEGMENT_HEADER_BYTES, SegmentHeader, checksum,
 };
 use super::format::{HeaderRead, Stamp};
 use super::recover::{Recovery, Scan, Step, elect_stamp};
 use super::{
-    Action, Completion, Damage, Extent, Outcome, Place, ReadError, RecoveryReport, Settlement,
-    SettlementKind, Spool, SpoolConfig,
+    Action, AppendError, Completion, Damage, Extent, Outcome, Place, ReadError, RecoveryReport,
+    Settlement, SettlementKind, Spool, SpoolConfig,
 };
 
 const SEGMENT: u64 = 64 << 10;
@@ -56,6 +60,8 @@ struct Faults {
     crash: u64,
     long_tail: bool,
     capacity: u64,
+    /// No file can be made, whatever the space.
+    no_inodes: bool,
 }
 
 /// What was promised about a message.
@@ -294,7 +300,7 @@ impl World {
                 len,
                 prewrite,
             } => {
-                let full = self.disk() + len > self.faults.capacity;
+                let full = self.disk() + len > self.faults.capacity || self.faults.no_inodes;
                 let outcome = if full {
                     Outcome::Full
                 } else if self.random.chance(self.faults.create_fails) {
@@ -302,7 +308,7 @@ impl World {
                 } else {
                     Outcome::Done
                 };
-                if outcome == Outcome::Done || self.random.chance(50) {
+                if outcome == Outcome::Done || !self.faults.no_inodes && self.random.chance(50) {
                     let len = if prewrite { len as usize } else { 0 };
                     self.files.insert((log, segment), vec![0; len]);
                 }
@@ -328,21 +334,25 @@ impl World {
     }
 
     fn append(&mut self) {
-        let id = self.spool.next_id();
         let len = match self.random.below(40) {
             0 => 20_000 + self.random.below(60_000),
             1..10 => self.random.below(9_000),
             _ => self.random.below(900),
         };
-        let mut content = vec![0u8; len];
-        content
-            .iter_mut()
-            .for_each(|byte| *byte = self.random.next() as u8);
         let recipients = match self.random.below(12) {
             0 => 1 + self.random.below(70) as u32,
             1..3 => 2,
             _ => 1,
         };
+        self.append_of(len, recipients);
+    }
+
+    fn append_of(&mut self, len: usize, recipients: u32) {
+        let id = self.spool.next_id();
+        let mut content = vec![0u8; len];
+        content
+            .iter_mut()
+            .for_each(|byte| *byte = self.random.next() as u8);
         let token = self.next_token;
         self.next_token += 1;
         let sum = checksum(&content);
@@ -573,6 +583,7 @@ fn draw(random: &mut Random) -> Faults {
         crash: [0, 1, 3][random.below(3)],
         long_tail: random.chance(50),
         capacity: [u64::MAX / 4, u64::MAX / 4, 3 << 20][random.below(3)],
+        no_inodes: false,
     }
 }
 
@@ -617,6 +628,7 @@ fn rot_is_contained_and_reported() {
             crash: 0,
             long_tail: true,
             capacity: u64::MAX / 4,
+            no_inodes: false,
         };
         let mut world = World::new(random.next(), faults);
         for _ in 0..120 {
@@ -738,6 +750,7 @@ fn disk_is_bounded_with_long_tails() {
             crash: 0,
             long_tail: true,
             capacity: u64::MAX / 4,
+            no_inodes: false,
         };
         let mut world = World::new(seed, faults);
         for round in 0..60 {
@@ -852,4 +865,52 @@ fn inspection_shows_what_waits() {
         file[extent.content as usize] ^= 1;
         assert!(look(&world.files).get(&victim).is_none_or(Option::is_none));
     }
+}
+
+// A path that fails puts off a million entries in a moment: however many dates wait for the disk,
+// new mail is taken; what says that mail has left still counts against the limit.
+#[test]
+fn dates_of_next_attempts_never_refuse_mail() {
+    let faults = Faults {
+        write_fails: 0,
+        create_fails: 0,
+        crash: 0,
+        long_tail: false,
+        capacity: u64::MAX / 4,
+        no_inodes: false,
+    };
+    let mut world = World::new(1, faults);
+    for _ in 0..10 {
+        world.append_of(100, 1);
+    }
+    world.quiesce();
+    let ids: Vec<_> = world
+        .live
+        .iter()
+        .map(|sequence| MessageId::new(3, *sequence))
+        .collect();
+    assert_eq!(ids.len(), 10);
+    let spool = &mut world.spool;
+    let wish = |id: &MessageId, kind| Settlement {
+        id: *id,
+        recipient: 0,
+        kind,
+    };
+    let rounds = limits::SPOOL_SETTLEMENTS_WAITING_MAX / ids.len() + 1;
+    for round in 0..rounds {
+        for id in &ids {
+            let kind = SettlementKind::Deferred {
+                attempts: u16::try_from(round % 1000).expect("small"),
+                next: Wall(5),
+            };
+            assert!(spool.settle(wish(id, kind), Mono(1)));
+        }
+    }
+    assert_eq!(spool.may_append(), Ok(()));
+    for _ in 0..rounds {
+        for id in &ids {
+            spool.settle(wish(id, SettlementKind::Delivered), Mono(1));
+        }
+    }
+    assert_eq!(spool.may_append(), Err(AppendError::Failed));
 }

@@ -116,7 +116,9 @@ pub enum AppendError {
     /// No space left: 452 4.3.1.
     Full,
     /// The disk failed, or the spool is closing: 451 4.3.0. Whether the message is on disk is
-    /// unknown; it will not be delivered.
+    /// unknown. It will not be delivered, unless the process ends before its tombstone is durable:
+    /// then it may be, besides what its sender sends again (RFC 5321, section 4.5.4.1, has the
+    /// sender retry after 4yz). No later message is acknowledged before that tombstone is durable.
     Failed,
     /// Larger than the spool can hold at all ([`crate::limits::SPOOL_MESSAGE_BYTES_MAX`]).
     TooLarge,
@@ -140,6 +142,11 @@ pub enum Alarm {
     DiskFailed,
     /// Free space is below the low-water mark.
     DiskFull,
+    /// No file could be made, for want of space or inodes: new mail goes to what is free already,
+    /// and is refused when that is used up. Tried again every second.
+    NoFiles,
+    /// Stored mail, or what became of some, cannot be read: it waits, and is tried again.
+    Unread,
     /// A message did not match its checksum since the start, or recovery found damage.
     DamageFound,
     /// Settlements cannot be written; what is delivered now may be delivered again after a crash.
@@ -183,6 +190,13 @@ impl std::fmt::Display for Alarm {
                 "a write to the disk failed: new mail is refused until a probe succeeds"
             }
             Self::DiskFull => "free space is below spool.free_space_min: new mail is refused",
+            Self::NoFiles => {
+                "no file can be made (no space, or no inodes): new mail is refused once the free \
+                 segments are used up"
+            }
+            Self::Unread => {
+                "some of what is stored cannot be read: that mail waits, and is tried again"
+            }
             Self::DamageFound => "stored messages were found damaged",
             Self::SettlementsWaiting => {
                 "settlements cannot be written: a crash may repeat deliveries"

@@ -26,6 +26,7 @@ use super::options::DiskFaults;
 use super::world::{CrashKind, Process, World};
 use crate::engine::sys::map::FileMap;
 use crate::engine::{Block, Map, OpenMode};
+use crate::time::Mono;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -47,6 +48,8 @@ pub(super) struct Disk {
     /// Names as they were when their directory was last synced.
     durable_names: RefCell<BTreeMap<PathBuf, Rc<Inode>>>,
     directories: RefCell<BTreeSet<PathBuf>>,
+    /// Pages that cannot be read, or could not once, by file: until when.
+    outages: RefCell<BTreeMap<(u64, u64), Mono>>,
     inodes: Cell<u64>,
 }
 
@@ -78,11 +81,14 @@ struct Write {
 pub struct SimFile(Rc<Inode>);
 
 /// A map of a file.
-pub struct SimMap(FileMap);
+pub struct SimMap {
+    map: FileMap,
+    inode: u64,
+}
 
 impl Map for SimMap {
     fn bytes(&self) -> &[u8] {
-        self.0.bytes()
+        self.map.bytes()
     }
 }
 
@@ -195,6 +201,7 @@ impl Disk {
             names: RefCell::default(),
             durable_names: RefCell::default(),
             directories: RefCell::default(),
+            outages: RefCell::default(),
             inodes: Cell::new(0),
         }
     }
@@ -604,7 +611,10 @@ pub(super) async fn prewrite(
 
 pub(super) fn map(file: &SimFile) -> io::Result<Arc<SimMap>> {
     let live = Rc::clone(&file.0.live.borrow());
-    Ok(Arc::new(SimMap(FileMap::new(live.as_fd())?)))
+    Ok(Arc::new(SimMap {
+        map: FileMap::new(live.as_fd())?,
+        inode: file.0.number,
+    }))
 }
 
 pub(super) async fn prefetch(
@@ -616,12 +626,26 @@ pub(super) async fn prefetch(
     if range.start > range.end || range.end > map.bytes().len() {
         return Err(errno(Errno::EINVAL));
     }
+    let faults = disk.faults.borrow().clone();
+    let page = |at: usize| (map.inode, (at / PAGE) as u64);
+    let out = {
+        let outages = disk.outages.borrow();
+        let mut near = outages.range(page(range.start)..=page(range.end.max(range.start + 1) - 1));
+        faults.outage > 0 && near.any(|(_, until)| *until > world.now())
+    };
     // Often in memory already: then the real engine does not wait either.
-    if world.random.coin() {
+    if !out && world.random.coin() {
         return Ok(());
     }
-    let faults = disk.faults.borrow().clone();
-    let fails = world.random.chance(faults.read_error);
+    let fails = out || world.random.chance(faults.read_error);
+    if fails && !out && world.random.chance(faults.outage) {
+        let until = Duration::from_nanos(world.random.within(&faults.outage_time));
+        let mut outages = disk.outages.borrow_mut();
+        let first = page(range.start);
+        outages
+            .entry(first)
+            .or_insert_with(|| world.now().after(until));
+    }
     let pending = Pending::new();
     let answer = Rc::clone(&pending);
     world.schedule(

@@ -126,6 +126,11 @@ pub struct DiskFaults {
     pub write_error: u32,
     /// A prefetch fails with EIO.
     pub read_error: u32,
+    /// A prefetch that fails leaves the first page of its range unreadable for a while; once in the
+    /// life of a page.
+    pub outage: u32,
+    /// How long such a page stays unreadable.
+    pub outage_time: RangeInclusive<u64>,
     /// Making a file, or syncing a directory, fails with EIO.
     pub directory_error: u32,
     /// Bytes that fit; growing a file beyond gives ENOSPC.
@@ -147,6 +152,8 @@ impl DiskFaults {
             slow_latency: 0..=0,
             write_error: 0,
             read_error: 0,
+            outage: 0,
+            outage_time: 0..=0,
             directory_error: 0,
             capacity: None,
             lie: 0,
@@ -167,6 +174,8 @@ impl DiskFaults {
             slow_latency: 20 * MS..=3_000 * MS,
             write_error: maybe(20_000),
             read_error: maybe(50_000),
+            outage: maybe(120_000),
+            outage_time: 1_000 * MS..=15_000 * MS,
             directory_error: maybe(20_000),
             capacity: None,
             lie: 0,

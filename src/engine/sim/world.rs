@@ -8,7 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -116,31 +116,37 @@ impl Bell {
 #[derive(Default)]
 struct Ready {
     list: Mutex<VecDeque<Arc<Header>>>,
+    /// How many are in the list: asked far more often than the list is touched.
+    len: AtomicUsize,
     closed: AtomicBool,
 }
 
 impl Ready {
     fn push(&self, header: Arc<Header>) {
         if !self.closed.load(Ordering::Relaxed) {
-            self.list
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_back(header);
+            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push_back(header);
+            self.len.store(list.len(), Ordering::Relaxed);
         }
     }
 
     fn pop(&self) -> Option<Arc<Header>> {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let header = list.pop_front();
+        self.len.store(list.len(), Ordering::Relaxed);
+        header
+    }
+
+    /// Nothing is polled any more.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.clear();
+        self.len.store(0, Ordering::Relaxed);
     }
 
     fn is_empty(&self) -> bool {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        self.len.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -461,13 +467,7 @@ impl World {
         self.shards.borrow_mut().retain(|shard| {
             let alive = !Rc::ptr_eq(&shard.process, process);
             if !alive {
-                shard.ready.closed.store(true, Ordering::Relaxed);
-                shard
-                    .ready
-                    .list
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clear();
+                shard.ready.close();
             }
             alive
         });

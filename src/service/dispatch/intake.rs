@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::engine::Port;
 use crate::message::{Content, Domain, EnhancedStatus, Envelope, MessageId, header};
@@ -28,13 +29,21 @@ impl<P: Port> Dispatch<P> {
             attempts: 0,
             next: Wall(0),
         };
+        // The date says how old mail of an earlier life is; from here on only the clock counts,
+        // which nobody sets, while the DNS is asked and the message crosses shards.
+        let as_of = self.port.now();
+        let age = match only {
+            Some(_) => self.port.wall().since(held.received_at),
+            None => Duration::ZERO,
+        };
         let load = |recipients, pending: PendingRecipient| Load {
             id: held.id,
             recipients,
             source,
             attempts: pending.attempts,
             due: pending.next,
-            received_at: held.received_at,
+            age,
+            as_of,
             held: keep.clone(),
         };
         if let ([recipient], None) = (envelope.recipients.as_slice(), only) {

@@ -110,7 +110,8 @@ impl<P: Port> Dispatch<P> {
                     target: target.clone(),
                     attempts: load.attempts,
                     due: load.due,
-                    received_at: load.received_at,
+                    age: load.age,
+                    as_of: load.as_of,
                     held: load.held,
                 };
                 if home == self.settings.shard {

@@ -10,24 +10,46 @@ use crate::spool::index::{Place, Slot, SlotState};
 
 use super::{Check, Damage, Recovery, location};
 
+/// A range to be written again as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Which log.
+    pub log: Log,
+    /// Which segment.
+    pub segment: u32,
+    /// Offsets in its file.
+    pub range: Range<usize>,
+    group: Option<u64>,
+}
+
 impl Recovery {
     /// The groups of the last writes that are whole, and the headers of segments without any.
     /// Before the spool may be used each must be written again, as it is, where it is: after a kill
     /// what can be read need not be on stable storage yet, and a power cut could take back what
     /// this life believed in. Writing the same bytes cannot tear.
     #[must_use]
-    pub fn rewrites(&mut self) -> Vec<(Log, u32, Range<usize>)> {
+    pub fn rewrites(&mut self) -> Vec<Rewrite> {
         let (mail, state) = (self.proven, self.state_proven);
         let mut out = Vec::new();
         for log in [Log::State, Log::Message] {
             let fresh = self.order(log).into_iter().map(|(number, _)| number);
             let fresh = fresh.filter(|number| !self.filled.contains(&(log, *number)));
-            out.extend(fresh.map(|number| (log, number, 0..SEGMENT_HEADER_BYTES)));
+            out.extend(fresh.map(|number| Rewrite {
+                log,
+                segment: number,
+                range: 0..SEGMENT_HEADER_BYTES,
+                group: None,
+            }));
         }
         for (log, number, range, sequence) in std::mem::take(&mut self.tail) {
             let proven = if log == Log::State { state } else { mail };
             if sequence >= proven {
-                out.push((log, number, range));
+                out.push(Rewrite {
+                    log,
+                    segment: number,
+                    range,
+                    group: Some(sequence),
+                });
             }
         }
         out
@@ -67,6 +89,16 @@ impl Recovery {
         };
         checks.sort_by_key(is_live);
         checks
+    }
+
+    /// A range could not be read, and so not be written again: the next recovery must not take it
+    /// for proven.
+    pub fn unrewritten(&mut self, rewrite: &Rewrite) {
+        let at = rewrite.range.start as u32;
+        self.unreadable(rewrite.log, rewrite.segment, at);
+        if let (Log::Message, Some(group)) = (rewrite.log, rewrite.group) {
+            self.spool.void(rewrite.segment, group);
+        }
     }
 
     /// A content could not be read: the next recovery must check it again.

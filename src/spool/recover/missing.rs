@@ -74,6 +74,10 @@ impl Recovery {
     /// Groups that are missing or not whole, and that no roster explains.
     fn report_broken(&mut self, known: &BTreeSet<Void>) {
         for (segment, missing) in std::mem::take(&mut self.holes) {
+            if self.spool.mail.get(segment).is_none_or(|s| s.unread) {
+                // What lies there could not be read, and is looked at again.
+                continue;
+            }
             // Which of the missing groups lay in the hole is unknown, as some may have been in the
             // segments of large messages. One that is known to be torn explains it.
             let generation = self.spool.mail.at(segment).stamp.generation;

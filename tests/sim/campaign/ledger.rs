@@ -26,8 +26,8 @@ pub(crate) struct Sent {
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) at: Mono,
-    /// The node is known to have read the reply.
-    pub(crate) known: bool,
+    /// By then the node had read the reply, as one could see; when before that is unknown.
+    pub(crate) known: Option<Mono>,
 }
 
 /// Key of a recipient of a message.
@@ -119,7 +119,7 @@ impl Ledger {
             self.receipts
                 .entry(key.clone())
                 .or_default()
-                .push(Receipt { at, known: false });
+                .push(Receipt { at, known: None });
             keys.push(key);
         }
         keys
@@ -166,13 +166,16 @@ impl Ledger {
 
     /// Whether the node may send a message again that it sent at `receipt`.
     fn excused(&self, receipt: &Receipt) -> bool {
+        let Some(known) = receipt.known else {
+            return true;
+        };
         let until = if self.disk_failed {
             Mono::NEVER
         } else {
-            receipt.at.after(SETTLE_TIME)
+            known.after(SETTLE_TIME)
         };
         let struck = |crash: &Mono| *crash >= receipt.at && *crash <= until;
-        !receipt.known || self.crashes.iter().any(struck)
+        self.crashes.iter().any(struck)
     }
 
     /// All that can be said at the end.

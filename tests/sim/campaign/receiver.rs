@@ -150,9 +150,7 @@ impl Session {
                 .get_mut(&key)
                 .and_then(|all| all.get_mut(place))
             {
-                receipt.known = true;
-                // What counts is when the node could settle it: not before it read the reply.
-                receipt.at = receipt.at.max(self.port.now());
+                receipt.known = Some(self.port.now());
             }
         }
     }

@@ -1,0 +1,183 @@
+//! spooler::read - records out of the maps of segments, verified.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::{Block, Map, OpenMode, Port};
+use crate::limits;
+use crate::message::{Envelope, MessageId};
+use crate::spool::format::{Checksum, Log, MessageRecord, RECORD_BYTES};
+use crate::spool::{Extent, ReadError};
+
+use super::{Inner, StoredMessage};
+
+/// A verified record, still in the map.
+pub(super) struct Record<M: Map> {
+    map: Arc<M>,
+    envelope: Range<usize>,
+    pub(super) content: Bytes,
+    pub(super) fixed: MessageRecord,
+}
+
+impl<M: Map> Record<M> {
+    pub(super) fn envelope(&self) -> &[u8] {
+        &self.map.bytes()[self.envelope.clone()]
+    }
+
+    pub(super) fn message(&self) -> Result<StoredMessage, ReadError> {
+        let envelope = Envelope::decode(self.envelope()).map_err(|_| ReadError::Damaged)?;
+        let received_at = self.fixed.received_at;
+        Ok(StoredMessage {
+            envelope,
+            content: self.content.clone(),
+            received_at,
+        })
+    }
+}
+
+/// A range of a map that keeps the map alive.
+struct Slice<M: Map> {
+    map: Arc<M>,
+    range: Range<usize>,
+}
+
+impl<M: Map> AsRef<[u8]> for Slice<M> {
+    fn as_ref(&self) -> &[u8] {
+        &self.map.bytes()[self.range.clone()]
+    }
+}
+
+impl<P: Port> Inner<P> {
+    pub(super) fn map(&self, segment: u32) -> Result<Arc<P::Map>, ReadError> {
+        if let Some(map) = self.maps.borrow().get(&segment) {
+            return Ok(Arc::clone(map));
+        }
+        let file = self.files.borrow().get(&(Log::Message, segment)).cloned();
+        let file = file.ok_or(ReadError::Io)?;
+        let map = self.port.map(&file).map_err(|_| ReadError::Io)?;
+        self.maps.borrow_mut().insert(segment, Arc::clone(&map));
+        Ok(map)
+    }
+
+    async fn mapped(
+        &self,
+        segment: u32,
+        range: Range<usize>,
+    ) -> Result<(Arc<P::Map>, Range<usize>), ReadError> {
+        let map = self.map(segment)?;
+        let end = range.end.min(map.bytes().len());
+        if range.start > end {
+            return Err(ReadError::Damaged);
+        }
+        self.port
+            .prefetch(&map, range.start..end)
+            .await
+            .map_err(|_| ReadError::Io)?;
+        Ok((map, range.start..end))
+    }
+
+    /// Record and envelope of a message.
+    pub(super) async fn head(
+        &self,
+        id: MessageId,
+        extent: &Extent,
+    ) -> Result<(MessageRecord, Envelope), ReadError> {
+        let start = extent.location.offset as usize;
+        let range = start..start + extent.head_len as usize;
+        let (map, range) = self.mapped(extent.location.segment, range).await?;
+        let decoded = MessageRecord::decode(&map.bytes()[range], extent.generation);
+        let (record, envelope) = decoded.ok_or(ReadError::Damaged)?;
+        let envelope = Envelope::decode(envelope).map_err(|_| ReadError::Damaged)?;
+        if record.id != id {
+            Err(ReadError::Damaged)
+        } else {
+            Ok((record, envelope))
+        }
+    }
+
+    /// The record of a message, verified.
+    pub(super) async fn record(
+        &self,
+        id: MessageId,
+        extent: &Extent,
+    ) -> Result<Record<P::Map>, ReadError> {
+        let start = extent.location.offset as usize;
+        let segment = extent.location.segment;
+        let range = start..start + extent.head_len as usize;
+        let (map, range) = self.mapped(segment, range).await?;
+        let decoded = MessageRecord::decode(&map.bytes()[range.clone()], extent.generation);
+        let (fixed, envelope) = decoded.ok_or(ReadError::Damaged)?;
+        if fixed.id != id || fixed.content_offset != extent.content {
+            return Err(ReadError::Damaged);
+        }
+        let envelope_start = range.start + RECORD_BYTES;
+        let envelope = envelope_start..envelope_start + envelope.len();
+        let start = fixed.content_offset as usize;
+        let content = start..start + fixed.content_len as usize;
+        if content.end > map.bytes().len() {
+            return Err(ReadError::Damaged);
+        }
+        let mut sum = Checksum::default();
+        let mut at = content.start;
+        while at < content.end {
+            let end = content.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
+            self.port
+                .prefetch(&map, at..end)
+                .await
+                .map_err(|_| ReadError::Io)?;
+            sum.update(&map.bytes()[at..end]);
+            at = end;
+        }
+        if sum.finish() != fixed.content_sum {
+            return Err(ReadError::Damaged);
+        }
+        let slice = Slice {
+            map: Arc::clone(&map),
+            range: content,
+        };
+        Ok(Record {
+            map,
+            envelope,
+            content: Bytes::from_owner(slice),
+            fixed,
+        })
+    }
+
+    /// Writes the bytes of a message as they are to `quarantine-ID-LEN.raw`: the record with its
+    /// envelope, then LEN bytes of content, then zeros up to a block.
+    pub(super) async fn quarantine(&self, id: MessageId, extent: &Extent) -> io::Result<()> {
+        let segment = extent.location.segment;
+        let head_start = extent.location.offset as usize;
+        let parts = [
+            head_start..head_start + extent.head_len as usize,
+            extent.content as usize..extent.content as usize + extent.location.len as usize,
+        ];
+        let path = self
+            .directory
+            .join(format!("quarantine-{id}-{}.raw", extent.location.len));
+        let file = match self.port.open(&path, OpenMode::Create) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            other => other?,
+        };
+        let mut offset = 0;
+        for part in parts {
+            let mut at = part.start;
+            while at < part.end {
+                let end = part.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
+                let mapped = self.mapped(segment, at..end).await;
+                let (map, range) = mapped.map_err(|_| io::Error::other("unreadable"))?;
+                let mut block = Block::zeroed(range.len());
+                block[..range.len()].copy_from_slice(&map.bytes()[range]);
+                let len = block.len() as u64;
+                let (_, result) = self.port.write_durable(&file, offset, block).await;
+                result?;
+                offset += len;
+                at = end;
+            }
+        }
+        self.port.sync_directory(&self.directory)
+    }
+}
