@@ -39,6 +39,19 @@ impl Held {
     #[must_use]
     pub fn mapped(id: MessageId, envelope: Envelope, content: Bytes, received_at: Wall) -> Self {
         let eight_bit = !content.is_ascii();
+        Self::new(id, envelope, content, received_at, eight_bit)
+    }
+
+    /// A message of which it is known whether any octet of the content is above 127.
+    #[must_use]
+    pub fn new(
+        id: MessageId,
+        envelope: Envelope,
+        content: Bytes,
+        received_at: Wall,
+        eight_bit: bool,
+    ) -> Self {
+        debug_assert_eq!(eight_bit, !content.is_ascii(), "told wrong about {id:?}");
         let signature = OnceLock::new();
         Self {
             id,

@@ -103,6 +103,8 @@ struct Transaction {
     /// Content has begun: with BDAT, no more RCPT and no DATA.
     begun: bool,
     too_big: bool,
+    /// An octet of the Received field is above 127.
+    eight_bit: bool,
     received_at: Wall,
     id: Option<MessageId>,
 }
@@ -515,6 +517,7 @@ impl Server {
             unstuffer: Unstuffer::default(),
             begun: false,
             too_big: false,
+            eight_bit: false,
             received_at: Wall(0),
             id: None,
         };
@@ -671,6 +674,7 @@ impl Server {
             at: now,
         };
         trace::received(&mut transaction.content, &info);
+        transaction.eight_bit = !transaction.content.is_ascii();
     }
 
     /// Content with dot transparency, up to its end.
@@ -742,6 +746,7 @@ impl Server {
         Some(ServerEvent::Message(Box::new(Inbound {
             envelope: transaction.envelope,
             content: Content::from(transaction.content),
+            eight_bit: transaction.eight_bit || transaction.rule.is_eight_bit(),
             peer: self.peer,
             received_at: transaction.received_at,
             id: transaction.id,

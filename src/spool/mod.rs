@@ -113,11 +113,14 @@ pub mod format;
 pub mod inspect;
 pub mod recover;
 
+mod answer;
 mod commit;
 mod index;
 mod large;
 mod reclaim;
+mod seal;
 mod segment;
+mod spares;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -68,6 +68,8 @@ pub struct Inbound {
     pub envelope: Envelope,
     /// Our Received field, then the content as the peer sent it.
     pub content: Content,
+    /// Whether any octet of that is above 127.
+    pub eight_bit: bool,
     /// Where it came from.
     pub peer: IpAddr,
     /// When its content began to arrive.

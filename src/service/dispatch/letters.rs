@@ -1,0 +1,127 @@
+//! letters - between shards: what is posted, what waits for a full mailbox, messages on loan.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::{Class, Port};
+use crate::message::MessageId;
+use crate::service::dispatch::{Dispatch, Loan};
+use crate::service::held::Held;
+use crate::service::mesh::{LendError, ShardMessage};
+use crate::spool::ReadError;
+
+impl<P: Port> Dispatch<P> {
+    /// Sends a letter; what the mailbox does not take waits here, in order.
+    pub(super) fn post(&self, shard: u16, letter: ShardMessage) {
+        let mut overflow = self.overflow.borrow_mut();
+        if let Some(waiting) = overflow.get_mut(&shard)
+            && !waiting.is_empty()
+        {
+            waiting.push_back(letter);
+            return;
+        }
+        if let Err(letter) = self.mesh[usize::from(shard)].try_send(letter) {
+            overflow.entry(shard).or_default().push_back(letter);
+            drop(overflow);
+            let me = self.rc();
+            self.port.spawn(
+                Class::Control,
+                async move { me.flush_overflow(shard).await },
+            );
+        }
+    }
+
+    async fn flush_overflow(&self, shard: u16) {
+        loop {
+            self.port
+                .sleep_until(self.port.now().after(OVERFLOW_PAUSE))
+                .await;
+            let mut overflow = self.overflow.borrow_mut();
+            let Some(waiting) = overflow.get_mut(&shard) else {
+                return;
+            };
+            while let Some(letter) = waiting.pop_front() {
+                if let Err(letter) = self.mesh[usize::from(shard)].try_send(letter) {
+                    waiting.push_front(letter);
+                    break;
+                }
+            }
+            if waiting.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Acts on one letter.
+    pub fn receive(&self, letter: ShardMessage) {
+        match letter {
+            ShardMessage::Enqueue(transfer) => self.take_over(*transfer),
+            ShardMessage::Settle(settlement) => self.settle_here(settlement),
+            ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
+            ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
+            ShardMessage::Lent { ticket, result } => {
+                // The connection that asked may be gone; then nobody waits.
+                if let Some(loan) = self.loans.borrow_mut().remove(&ticket) {
+                    *loan.answer.borrow_mut() = Some(result);
+                    loan.answered.raise();
+                }
+            }
+            ShardMessage::Resolved { question, answer } => {
+                self.resolver.answered(&question, &answer)
+            }
+            ShardMessage::Rekey(ring) => self.signer.rekey(ring),
+            ShardMessage::Session(_) | ShardMessage::Operator(_) => {
+                unreachable!("the shard sees to its sessions and its operator itself")
+            }
+        }
+    }
+
+    fn lend(&self, id: MessageId, home: u16, ticket: u64) {
+        let me = self.rc();
+        self.port.spawn(Class::Spool, async move {
+            let result = me.read(id).await;
+            me.post(home, ShardMessage::Lent { ticket, result });
+        });
+    }
+
+    pub(super) async fn read(&self, id: MessageId) -> Result<Arc<Held>, LendError> {
+        let Some(spool) = self.spool(id.shard()) else {
+            return Err(LendError::Gone);
+        };
+        match spool.read(id).await {
+            Ok(stored) => {
+                let (envelope, content) = (stored.envelope, stored.content);
+                Ok(Arc::new(Held::mapped(
+                    id,
+                    envelope,
+                    content,
+                    stored.received_at,
+                )))
+            }
+            Err(ReadError::Damaged) => Err(LendError::Damaged),
+            Err(ReadError::Gone) => Err(LendError::Gone),
+            Err(ReadError::Io) => Err(LendError::Unreadable),
+        }
+    }
+
+    /// The message from wherever it is: this shard's spool or another's.
+    pub(super) async fn borrow_message(&self, id: MessageId) -> Result<Arc<Held>, LendError> {
+        let storing = self.storing_shard(id);
+        if storing == self.settings.shard {
+            return self.read(id).await;
+        }
+        let ticket = self.next_loan.get();
+        self.next_loan.set(ticket + 1);
+        let loan = Rc::new(Loan::default());
+        self.loans.borrow_mut().insert(ticket, Rc::clone(&loan));
+        let home = self.settings.shard;
+        self.post(storing, ShardMessage::Lend { id, home, ticket });
+        loan.answered.raised().await;
+        let answer = loan.answer.borrow_mut().take();
+        answer.unwrap_or(Err(LendError::Unreadable))
+    }
+}
+
+/// How long letters wait when another shard's mailbox is full: it is busy, not gone.
+const OVERFLOW_PAUSE: Duration = Duration::from_millis(2);

@@ -1,0 +1,82 @@
+//! operator - what the operator sees of a shard's dispatcher, and may ask of it.
+
+use crate::engine::Port;
+use crate::queue::{Event, PathId, PathReport};
+use crate::service::dispatch::Dispatch;
+use crate::service::mesh::{Figures, PathFigures};
+
+impl<P: Port> Dispatch<P> {
+    /// Takes nothing new into hand from now on; connections say QUIT when they are done.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        for link in self.links.borrow().values() {
+            link.stop();
+        }
+    }
+
+    /// Connections with a transaction under way.
+    pub fn in_hand(&self) -> usize {
+        self.links
+            .borrow()
+            .values()
+            .filter(|link| link.is_busy())
+            .count()
+    }
+
+    /// The outbound half of the shard's figures.
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures {
+            counters: self.counters.get(),
+            signing: self.signer.report(),
+            signatures_reused: self.signer.reused(),
+            ..Figures::default()
+        };
+        for path in self.brain.borrow().paths() {
+            figures.connections += u64::from(path.connections);
+            figures.ready += u64::from(path.ready);
+            figures.deferred += u64::from(path.deferred);
+            figures.in_flight += u64::from(path.in_flight);
+        }
+        figures
+    }
+
+    /// Every egress path that lives here.
+    pub fn path_figures(&self) -> Vec<PathFigures> {
+        let brain = self.brain.borrow();
+        let figures = |path: PathReport<'_>| PathFigures {
+            source: self.settings.sources[usize::from(path.source)]
+                .name
+                .to_string(),
+            site: path.site.to_string(),
+            ready: u64::from(path.ready),
+            deferred: u64::from(path.deferred),
+            in_flight: u64::from(path.in_flight),
+            connections: u64::from(path.connections),
+            suspended: path.suspended,
+        };
+        brain.paths().map(figures).collect()
+    }
+
+    /// Stops or restarts the paths of a source, to a site, or both; returns how many.
+    pub fn suspend(&self, source: Option<&str>, site: Option<&str>, stop: bool) -> u64 {
+        let chosen: Vec<PathId> = {
+            let brain = self.brain.borrow();
+            let wanted = |path: &PathReport<'_>| {
+                let name = &self.settings.sources[usize::from(path.source)].name;
+                source.is_none_or(|wanted| *wanted == **name)
+                    && site.is_none_or(|wanted| wanted.eq_ignore_ascii_case(path.site))
+                    && path.suspended != stop
+            };
+            brain.paths().filter(wanted).map(|path| path.id).collect()
+        };
+        for path in &chosen {
+            let path = *path;
+            self.apply(if stop {
+                Event::Suspend { path }
+            } else {
+                Event::Resume { path }
+            });
+        }
+        u64::try_from(chosen.len()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,141 @@
+//! spool::recover::last - the last writes before a crash, which no later group vouches for.
+//!
+//! What: those that are whole are written again, and the contents of all of them are checked.
+
+use std::ops::Range;
+
+use crate::message::MessageId;
+use crate::spool::format::{Log, MessageRecord, SEGMENT_HEADER_BYTES, StateRecord, checksum};
+use crate::spool::index::{Place, Slot, SlotState};
+
+use super::{Check, Damage, Recovery, location};
+
+impl Recovery {
+    /// The groups of the last writes that are whole, and the headers of segments without any.
+    /// Before the spool may be used each must be written again, as it is, where it is: after a kill
+    /// what can be read need not be on stable storage yet, and a power cut could take back what
+    /// this life believed in. Writing the same bytes cannot tear.
+    #[must_use]
+    pub fn rewrites(&mut self) -> Vec<(Log, u32, Range<usize>)> {
+        let (mail, state) = (self.proven, self.state_proven);
+        let mut out = Vec::new();
+        for log in [Log::State, Log::Message] {
+            let fresh = self.order(log).into_iter().map(|(number, _)| number);
+            let fresh = fresh.filter(|number| !self.filled.contains(&(log, *number)));
+            out.extend(fresh.map(|number| (log, number, 0..SEGMENT_HEADER_BYTES)));
+        }
+        for (log, number, range, sequence) in std::mem::take(&mut self.tail) {
+            let proven = if log == Log::State { state } else { mail };
+            if sequence >= proven {
+                out.push((log, number, range));
+            }
+        }
+        out
+    }
+
+    /// The contents that must be checked before the spool can be trusted: those of the last writes
+    /// and those of groups that lie where they were not written.
+    pub fn checks(&mut self) -> Vec<Check> {
+        let proven = self.proven;
+        let spool = &self.spool;
+        let list = std::mem::take(&mut self.unproven);
+        let mut checks: Vec<Check> = list
+            .into_iter()
+            .filter(|entry| entry.group >= proven || entry.misplaced || entry.void)
+            .filter_map(|entry| {
+                let slot = spool.slot(entry.place)?;
+                if !matches!(slot.state, SlotState::Live | SlotState::Moved) {
+                    return None;
+                }
+                let head = slot.record as usize;
+                let content = slot.content as usize;
+                Some(Check {
+                    segment: entry.place.segment,
+                    head: head..head + slot.head_units as usize * 64,
+                    content: content..content + slot.len as usize,
+                    place: entry.place,
+                    misplaced: entry.misplaced && entry.group < proven && !entry.void,
+                    group: entry.group,
+                })
+            })
+            .collect();
+        // Spare copies first: one that is not whole must not stand in for another.
+        let is_live = |check: &Check| {
+            spool
+                .slot(check.place)
+                .is_some_and(|slot| slot.state == SlotState::Live)
+        };
+        checks.sort_by_key(is_live);
+        checks
+    }
+
+    /// A content could not be read: the next recovery must check it again.
+    pub fn unchecked(&mut self, check: &Check) {
+        self.unreadable(Log::Message, check.segment, check.content.start as u32);
+        self.spool.void(check.segment, check.group);
+    }
+
+    /// Checks a content in `file`, all bytes of its segment.
+    pub fn check(&mut self, check: &Check, file: &[u8]) {
+        let generation = self.spool.mail.at(check.place.segment).stamp.generation;
+        let good = file
+            .get(check.head.start..)
+            .and_then(|bytes| MessageRecord::decode(bytes, generation))
+            .is_some_and(|(record, _)| {
+                file.get(check.content.clone())
+                    .is_some_and(|c| checksum(c) == record.content_sum)
+            });
+        if good {
+            return;
+        }
+        let Some(slot) = self.spool.slot(check.place).copied() else {
+            return;
+        };
+        // Until this is on disk, the next recovery must check the group again.
+        self.spool.void(check.segment, check.group);
+        if slot.state == SlotState::Moved {
+            self.spool.mail.at(check.segment).slots[check.place.slot as usize].state =
+                SlotState::Torn;
+            return;
+        }
+        if let Some(original) = self.original(slot.sequence) {
+            // A copy forward that was torn: the message lives where it was.
+            self.spool
+                .mail
+                .at(check.segment)
+                .retire(check.place.slot, SlotState::Torn);
+            let (pending, next, attempts) = (slot.pending, slot.next, slot.attempts);
+            self.spool
+                .mail
+                .at(original.segment)
+                .revive(original.slot, pending, next, attempts);
+            self.spool.admit(slot.sequence, original);
+            return;
+        }
+        let id = MessageId::new(self.spool.config.shard, slot.sequence);
+        self.report.add(if check.misplaced {
+            Damage::Message(id, location(check.segment, &slot))
+        } else {
+            Damage::Torn(id)
+        });
+        self.spool.progress.remove(&slot.sequence);
+        self.spool.forget(slot.sequence);
+        self.spool
+            .mail
+            .at(check.segment)
+            .retire(check.place.slot, SlotState::Dead);
+        self.spool.chores.push_back(StateRecord::Dead {
+            first: slot.sequence,
+            count: 1,
+        });
+    }
+
+    /// Another record of a message.
+    fn original(&self, sequence: u64) -> Option<Place> {
+        self.spool.mail.iter().find_map(|(segment, s)| {
+            let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
+            let slot = s.slots.iter().position(moved)? as u32;
+            Some(Place { segment, slot })
+        })
+    }
+}

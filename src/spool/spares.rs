@@ -1,0 +1,170 @@
+//! spool::spares - making segments, and probing after a failure.
+//!
+//! What: files are made ahead of need and get their first header; a failed write or creation stops
+//! new mail until a header was written to another segment.
+
+use std::time::Duration;
+
+use crate::limits;
+use crate::time::Mono;
+
+use super::commit::Origin;
+use super::format::{Log, SegmentHeader};
+use super::segment::{Phase, Segment};
+use super::state::{Action, Completion, Failure, Flight, Outcome, Spool};
+use super::types::AppendError;
+
+impl Spool {
+    /// Whether a segment of `len` bytes may be made for mail.
+    pub(super) fn may_create(&self, len: u64) -> bool {
+        self.free_bytes >= len.saturating_add(self.config.low_water_bytes)
+    }
+
+    pub(super) fn create(&mut self, log: Log, len: u64, large: bool) -> u32 {
+        let stamp = self.stamp();
+        let mut segment = Segment::new(stamp, len, Phase::Making);
+        segment.large = large;
+        let number = self.log(log).insert_new(segment);
+        self.free_bytes = self.free_bytes.saturating_sub(len);
+        self.actions.push_back(Action::Create {
+            log,
+            segment: number,
+            len,
+            prewrite: !large,
+        });
+        number
+    }
+
+    /// Writes a new header to a segment, which ends its earlier life.
+    pub(super) fn restamp(&mut self, log: Log, number: u32) {
+        let stamp = self.stamp();
+        let (shard, next_sequence) = (self.config.shard, self.next_sequence);
+        let segment = self.log(log).at(number);
+        assert!(
+            segment.in_flight == 0 && segment.live_slots == 0,
+            "nothing live is recycled"
+        );
+        segment.phase = Phase::Stamping;
+        segment.in_flight += 1;
+        let (len, large) = (segment.len, segment.large);
+        let header = SegmentHeader {
+            log,
+            shard,
+            number,
+            stamp,
+            len,
+            large,
+            next_sequence,
+        };
+        self.write(
+            Flight::Header { log, number, stamp },
+            log,
+            number,
+            0,
+            header.encode(),
+        );
+    }
+
+    pub(super) fn make_spares(&mut self, now: Mono) {
+        self.probe(Log::State, now);
+        self.probe(Log::Message, now);
+        let ready = |s: &Segment| {
+            !s.large && matches!(s.phase, Phase::Making | Phase::Stamping | Phase::Free)
+        };
+        let state_len = self.config.state_segment_bytes;
+        while self.state_failure.is_none()
+            && self.state.count(ready) < limits::SPOOL_SPARE_SEGMENTS
+            && self.free_bytes >= state_len
+        {
+            self.create(Log::State, state_len, false);
+        }
+        let len = self.config.segment_bytes;
+        while self.mail_failure.is_none()
+            && self.mail.count(ready) < limits::SPOOL_SPARE_SEGMENTS
+            && self.may_create(len)
+        {
+            self.create(Log::Message, len, false);
+        }
+    }
+
+    /// After a failure, tries a new segment once the wait is over; its header is the probe. A free
+    /// one serves where there is no space for a new one.
+    pub(super) fn probe(&mut self, log: Log, now: Mono) {
+        let failure = match log {
+            Log::Message => &mut self.mail_failure,
+            Log::State => &mut self.state_failure,
+        };
+        let Some(failure) = failure else { return };
+        if failure.probing || now < failure.retry_at {
+            return;
+        }
+        failure.probing = true;
+        let len = match log {
+            Log::Message => self.config.segment_bytes,
+            Log::State => self.config.state_segment_bytes,
+        };
+        let room = match log {
+            Log::Message => self.may_create(len),
+            Log::State => self.free_bytes >= len,
+        };
+        let free = self.log(log).find(|s| s.phase == Phase::Free && !s.large);
+        match free {
+            Some(number) if !room => self.restamp(log, number),
+            _ => {
+                self.create(log, len, false);
+            }
+        }
+    }
+
+    /// Answers [`Action::Create`].
+    pub fn created(&mut self, log: Log, number: u32, outcome: Outcome, now: Mono) {
+        let segment = self.log(log).at(number);
+        assert_eq!(segment.phase, Phase::Making, "a file is made once");
+        if outcome == Outcome::Done {
+            self.restamp(log, number);
+            return;
+        }
+        // The file may be there or not; it is removed before its number is used again.
+        segment.suspect = true;
+        segment.phase = Phase::Removing;
+        let large = segment.large;
+        self.actions.push_back(Action::Remove {
+            log,
+            segment: number,
+        });
+        if large {
+            self.abandon_large(number, outcome);
+        }
+        self.fail(log, outcome, now);
+    }
+
+    /// A write or a creation failed: refuse, and probe later.
+    pub(super) fn fail(&mut self, log: Log, outcome: Outcome, now: Mono) {
+        let retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
+        let refusal = match outcome {
+            Outcome::Full => AppendError::Full,
+            Outcome::Done | Outcome::Failed => AppendError::Failed,
+        };
+        let failure = Some(Failure {
+            retry_at,
+            probing: false,
+            refusal,
+        });
+        match log {
+            Log::Message => self.mail_failure = failure,
+            Log::State => self.state_failure = failure,
+        }
+        if log == Log::Message {
+            self.refuse_waiting(refusal);
+        }
+    }
+
+    pub(super) fn refuse_waiting(&mut self, error: AppendError) {
+        while let Some(pending) = self.fresh.pop_front().or_else(|| self.large.pop_front()) {
+            if let Origin::Fresh(token) = pending.origin {
+                self.completions
+                    .push_back(Completion::Append(token, Err(error)));
+            }
+        }
+    }
+}
