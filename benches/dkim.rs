@@ -4,21 +4,18 @@
 //! the README quotes: batches of the lanes and single signatures of aws-lc-rs in turn, in CPU time
 //! of this thread, so that neighbours and clock changes hit both alike.
 
+mod setup;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use nix::time::{ClockId, clock_gettime};
 use postrider::dkim::{
-    BodyHash, BodyHasher, Canon, Identity, Job, KeyKind, PrivateKey, SignOptions, Signer,
-    SignerConfig, keygen, prepare,
+    BodyHash, BodyHasher, Canon, Identity, Job, KeyKind, SignOptions, Signer, SignerConfig, prepare,
 };
 use postrider::time::Wall;
 
-fn identity(kind: KeyKind) -> Arc<Identity> {
-    let key = PrivateKey::from_pem(&keygen(kind).unwrap().pem).unwrap();
-    Arc::new(Identity::new("example.com", "s1", Arc::new(key)).unwrap())
-}
+use crate::setup::{cpu_ns, fresh, measures};
 
 const HEADER: &str = "Received: from app.example.com (app.example.com [192.0.2.1])\r\n\
     \tby mta.example.com with ESMTP id 0123456789abcdef;\r\n\tFri, 20 Nov 2026 10:00:00 +0000\r\n\
@@ -31,31 +28,22 @@ const HEADER: &str = "Received: from app.example.com (app.example.com [192.0.2.1
 
 fn job(number: usize, identity: &Arc<Identity>) -> Job {
     let header = format!("X-Number: {number}\r\nReply-To: {number}@example.com\r\n{HEADER}");
-    let body = BodyHash::of(Canon::Relaxed, b"x\r\n");
-    let identities = [Arc::clone(identity)];
-    prepare(
-        header.as_bytes(),
-        &body,
-        &identities,
-        &SignOptions::default(),
-        Wall(0),
-    )
-    .unwrap()
+    setup::job(&header, identity)
 }
 
 /// CPU time of this thread in microseconds.
 fn cpu_us() -> f64 {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-    time.tv_sec() as f64 * 1e6 + time.tv_nsec() as f64 / 1e3
+    cpu_ns() as f64 / 1e3
 }
 
-fn median(mut samples: Vec<f64>) -> f64 {
+/// The least, the first quartile and the median.
+fn quantiles(mut samples: Vec<f64>) -> [f64; 3] {
     samples.sort_by(f64::total_cmp);
-    samples[samples.len() / 2]
+    [0, samples.len() / 4, samples.len() / 2].map(|place| samples[place])
 }
 
 fn interleaved(kind: KeyKind, name: &str, rounds: usize) {
-    let identity = identity(kind);
+    let identity = fresh(kind);
     let jobs: Vec<Job> = (0..8).map(|number| job(number, &identity)).collect();
     let mut lanes = Signer::new(SignerConfig::default());
     let mut single = Signer::new(SignerConfig { no_lanes: true });
@@ -81,12 +69,15 @@ fn interleaved(kind: KeyKind, name: &str, rounds: usize) {
         }
         samples[sizes.len()].push(run(&mut single, 1));
     }
-    let reference = median(samples.pop().unwrap_or_default());
-    println!("{name}: aws-lc-rs one at a time, verified: {reference:.1} us per signature");
+    let [least, _, reference] = quantiles(samples.pop().unwrap_or_default());
+    println!(
+        "{name}: aws-lc-rs one at a time, verified: {reference:.1} us per signature, least {least:.1}"
+    );
     for (size, samples) in sizes.iter().zip(samples) {
-        let each = median(samples);
+        let [least, quarter, each] = quantiles(samples);
         println!(
-            "{name}: batch of {size}: {each:.1} us per signature, {:.2} times",
+            "{name}: batch of {size}: {each:.1} us per signature ({least:.1} least, {quarter:.1} \
+             first quartile), {:.2} times",
             reference / each
         );
     }
@@ -94,8 +85,7 @@ fn interleaved(kind: KeyKind, name: &str, rounds: usize) {
 }
 
 fn rsa_interleaved(_: &mut Criterion) {
-    // `cargo test --benches` only wants to know that this runs.
-    let whole = std::env::args().any(|word| word == "--bench");
+    let whole = measures();
     interleaved(KeyKind::Rsa2048, "rsa2048", if whole { 400 } else { 2 });
     interleaved(KeyKind::Rsa4096, "rsa4096", if whole { 60 } else { 1 });
 }
@@ -107,7 +97,7 @@ fn signatures(criterion: &mut Criterion) {
         ("rsa2048_lone", KeyKind::Rsa2048, 1),
         ("ed25519_batch_of_8", KeyKind::Ed25519, 8),
     ] {
-        let identity = identity(kind);
+        let identity = fresh(kind);
         let jobs: Vec<Job> = (0..size).map(|number| job(number, &identity)).collect();
         let mut signer = Signer::new(SignerConfig::default());
         let mut out = Vec::new();
@@ -130,7 +120,7 @@ fn signatures(criterion: &mut Criterion) {
 }
 
 fn preparation(criterion: &mut Criterion) {
-    let identity = [identity(KeyKind::Ed25519)];
+    let identity = [fresh(KeyKind::Ed25519)];
     let options = SignOptions::default();
     let body = BodyHash::of(Canon::Relaxed, b"x\r\n");
     criterion.bench_function("prepare", |bencher| {

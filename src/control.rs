@@ -517,6 +517,7 @@ fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
             connections_total: mail.connections,
             connections_failed: mail.dials_failed,
             dkim_lane_signatures: signing.lane_signatures,
+            dkim_lane_batches: signing.lane_batches,
             dkim_single_signatures: signing.single_signatures,
             dkim_ed25519_signatures: signing.ed25519_signatures,
             dkim_reused: figures.signatures_reused,

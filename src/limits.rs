@@ -60,6 +60,13 @@ const _: () = assert!(PATH_BYTES_MAX <= ENVELOPE_TEXT_BYTES_MAX);
 const _: () =
     assert!((RECIPIENTS_MAX as usize) * (PATH_BYTES_MAX + ENVELOPE_TEXT_BYTES_MAX + 16) < 8 << 20);
 
+/// Deepest nesting of MIME parts that is converted to 7 bit: real mail has up to 6, and each level
+/// is read again.
+pub const CONVERSION_DEPTH_MAX: usize = 20;
+
+/// Most MIME parts of a message that is converted to 7 bit: a digest has some hundred.
+pub const CONVERSION_PARTS_MAX: usize = 1000;
+
 /// Received fields at which a message is taken to be in a loop: RFC 5321 6.3 asks for at least 100.
 pub const RECEIVED_MAX: u32 = 100;
 

@@ -37,7 +37,16 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("time", &[]),
     ("message", &["limits", "time"]),
     ("smtp", &["limits", "message", "time"]),
-    ("dkim", &["limits", "message", "time", "engine::ifma"]),
+    (
+        "dkim",
+        &[
+            "limits",
+            "message",
+            "time",
+            "engine::blanks",
+            "engine::ifma",
+        ],
+    ),
     ("routing", &["limits", "message", "time"]),
     ("spool", &["limits", "message", "time", "engine::Block"]),
     ("queue", &["limits", "message", "routing", "spool", "time"]),

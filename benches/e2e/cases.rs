@@ -211,6 +211,8 @@ fn throughput(scale: Scale<'_>, way: Way) -> Outcome<Figures> {
     let seconds = start.elapsed().as_secs_f64();
     let cpu = daemon.cpu_us()? - cpu;
     let rss = daemon.memory("VmHWM")?;
+    let in_lanes = daemon.status(&["dkim_lane_signatures"])?;
+    let batches = daemon.status(&["dkim_lane_batches"])?;
     daemon.stop()?;
     let figure = |path: &str| {
         report
@@ -218,7 +220,7 @@ fn throughput(scale: Scale<'_>, way: Way) -> Outcome<Figures> {
             .and_then(Value::as_f64)
             .ok_or("no such figure")
     };
-    Ok(vec![
+    let mut figures = vec![
         ("cpu_us_per_message", cpu / messages as f64),
         ("accepted_per_second", figure("/messages_per_second")?),
         ("delivered_per_second", messages as f64 / seconds),
@@ -226,7 +228,11 @@ fn throughput(scale: Scale<'_>, way: Way) -> Outcome<Figures> {
         ("accept_p50_ms", figure("/latency_us/p50")? / 1e3),
         ("accept_p99_ms", figure("/latency_us/p99")? / 1e3),
         ("rss_peak_mib", rss / f64::from(1 << 20)),
-    ])
+    ];
+    if batches > 0 {
+        figures.push(("signatures_per_batch", in_lanes as f64 / batches as f64));
+    }
+    Ok(figures)
 }
 
 /// Memory of the daemon per inbound connection that does nothing.

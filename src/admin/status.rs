@@ -77,6 +77,8 @@ pub struct Counters {
     pub connections_failed: u64,
     /// RSA signatures made eight at a time.
     pub dkim_lane_signatures: u64,
+    /// How many times that was done: with full batches an eighth of the signatures.
+    pub dkim_lane_batches: u64,
     /// RSA signatures made one at a time.
     pub dkim_single_signatures: u64,
     /// Ed25519 signatures.
@@ -90,7 +92,7 @@ pub struct Counters {
 }
 
 /// How many totals there are.
-const COUNTERS: usize = 21;
+const COUNTERS: usize = 22;
 
 impl Counters {
     /// Adds another shard's totals.
@@ -125,6 +127,7 @@ impl Counters {
             ("connections_total", &mut self.connections_total),
             ("connections_failed", &mut self.connections_failed),
             ("dkim_lane_signatures", &mut self.dkim_lane_signatures),
+            ("dkim_lane_batches", &mut self.dkim_lane_batches),
             ("dkim_single_signatures", &mut self.dkim_single_signatures),
             ("dkim_ed25519_signatures", &mut self.dkim_ed25519_signatures),
             ("dkim_reused", &mut self.dkim_reused),

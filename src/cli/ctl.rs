@@ -267,6 +267,13 @@ fn show_counters(counters: &Counters) -> String {
     let mut rows = vec![row(["since the start", ""])];
     for (name, value) in counters.fields() {
         rows.push(vec![name.replace('_', " "), value.to_string()]);
+        if name == "dkim_lane_batches" && value > 0 {
+            let mean = counters.dkim_lane_signatures as f64 / value as f64;
+            rows.push(vec![
+                "dkim mean batch, of 8".to_owned(),
+                format!("{mean:.1}"),
+            ]);
+        }
     }
     table(&rows)
 }

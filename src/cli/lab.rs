@@ -15,7 +15,8 @@ use crate::lab::sink::{self, SinkOptions, SinkReport};
 
 const PERSONALITIES: &str = "How a share of the sites behaves, as TRAIT+TRAIT=PERCENT: accept, \
     greylist:TIME, tempfail:P, tempfail-dot:P, reject:P, messages:N, connections:N, delay:TIME, \
-    tarpit:TIME, no-chunking, no-pipelining, close:PHASE[:P]; repeat it, or separate by commas";
+    tarpit:TIME, no-chunking, no-pipelining, no-8bitmime, close:PHASE[:P]; repeat it, or separate \
+    by commas";
 
 /// How messages are injected: shared by `load` and `demo`.
 #[derive(Debug, Clone, clap::Args)]

@@ -12,6 +12,7 @@ pub mod uring;
 pub use port::{
     Class, Map, Moving, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, Usage, yield_now,
 };
+pub use sys::blanks;
 pub use sys::block::Block;
 pub use sys::ifma;
 pub use sys::map::FileMap;

@@ -15,6 +15,7 @@
 //! | `delay:TIME` | every reply leaves TIME after its command came, as over a long path |
 //! | `tarpit:TIME` | every reply leaves TIME after the previous one |
 //! | `no-chunking`, `no-pipelining` | does not offer the extension |
+//! | `no-8bitmime` | offers neither 8BITMIME nor SMTPUTF8, which needs it |
 //! | `close:PHASE[:P]` | hangs up in PHASE (connect ehlo mail rcpt data content dot) |
 //!
 //! `close:dot` takes the whole message, writes it to the ledger as unanswered, and never replies.
@@ -124,6 +125,8 @@ pub struct Personality {
     pub chunking: bool,
     /// PIPELINING is offered.
     pub pipelining: bool,
+    /// 8BITMIME and SMTPUTF8 are offered.
+    pub eight_bit_mime: bool,
     /// Hangs up in this phase, with this chance.
     pub close: Option<(Phase, Chance)>,
 }
@@ -141,6 +144,7 @@ impl Default for Personality {
             tarpit: None,
             chunking: true,
             pipelining: true,
+            eight_bit_mime: true,
             close: None,
         }
     }
@@ -256,7 +260,7 @@ impl fmt::Display for PersonalityError {
                 f,
                 "unknown personality `{name}`; known: accept greylist:TIME tempfail:P \
                  tempfail-dot:P reject:P messages:N connections:N delay:TIME tarpit:TIME \
-                 no-chunking no-pipelining close:PHASE[:P]"
+                 no-chunking no-pipelining no-8bitmime close:PHASE[:P]"
             ),
             Self::Value(name) => write!(f, "`{name}`: a value is missing, extra or not a number"),
             Self::Percentage(text) => write!(f, "`{text}` is not a percentage from 0 to 100"),
@@ -296,12 +300,13 @@ impl Personality {
             number.map_err(|_| PersonalityError::Value(name.to_owned()))
         };
         match name {
-            "accept" | "no-chunking" | "no-pipelining" if value.is_some() => {
+            "accept" | "no-chunking" | "no-pipelining" | "no-8bitmime" if value.is_some() => {
                 return Err(PersonalityError::Value(name.to_owned()));
             }
             "accept" => {}
             "no-chunking" => self.chunking = false,
             "no-pipelining" => self.pipelining = false,
+            "no-8bitmime" => self.eight_bit_mime = false,
             "greylist" => self.greylist = Some(parse_time(needed()?)?),
             "tempfail" => self.tempfail = needed()?.parse()?,
             "tempfail-dot" => self.tempfail_dot = needed()?.parse()?,
@@ -404,7 +409,7 @@ mod tests {
     #[test]
     fn descriptions_parse() {
         let text = "greylist:60s+tempfail:12.5%+tempfail-dot:1+reject:3+messages:100+connections:2+\
-                    delay:50ms+tarpit:5m+no-chunking+no-pipelining+close:dot:50";
+                    delay:50ms+tarpit:5m+no-chunking+no-pipelining+no-8bitmime+close:dot:50";
         let expected = Personality {
             greylist: Some(Duration::from_secs(60)),
             tempfail: Chance(125_000),
@@ -416,6 +421,7 @@ mod tests {
             tarpit: Some(Duration::from_secs(300)),
             chunking: false,
             pipelining: false,
+            eight_bit_mime: false,
             close: Some((Phase::Dot, Chance(500_000))),
         };
         assert_eq!(text.parse(), Ok(expected));

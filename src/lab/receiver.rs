@@ -352,10 +352,10 @@ impl Receiver {
             push(out, &["250-CHUNKING"]);
         }
         push(out, &["250-SIZE ", &site.size_max.to_string()]);
-        push(
-            out,
-            &["250-8BITMIME\r\n250-SMTPUTF8\r\n250 ENHANCEDSTATUSCODES"],
-        );
+        if site.personality.eight_bit_mime {
+            push(out, &["250-8BITMIME\r\n250-SMTPUTF8"]);
+        }
+        push(out, &["250 ENHANCEDSTATUSCODES"]);
         None
     }
 

@@ -17,6 +17,7 @@ use super::envelope::{BodyType, Envelope, MessageId, Notify, Recipient, Ret};
 use super::header;
 use super::status::EnhancedStatus;
 use super::trace;
+use super::transfer::quoted_printable;
 use crate::limits;
 use crate::time::Wall;
 
@@ -586,41 +587,6 @@ fn encoded_words(text: &str) -> String {
     }
     out.extend(["=?utf-8?Q?", &payload, "?="]);
     out
-}
-
-/// Appends `octets` as quoted-printable (RFC 2045 6.7); CRLF stays a line end, a bare CR or LF is
-/// encoded.
-fn quoted_printable(out: &mut Vec<u8>, octets: &[u8]) {
-    // 75 octets and a soft line break.
-    const COLUMNS: usize = 75;
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let (mut at, mut column) = (0, 0);
-    while at < octets.len() {
-        if octets[at..].starts_with(b"\r\n") {
-            out.extend_from_slice(b"\r\n");
-            (at, column) = (at + 2, 0);
-            continue;
-        }
-        let byte = octets[at];
-        let last = at + 1 == octets.len() || octets[at + 1..].starts_with(b"\r\n");
-        let plain = match byte {
-            b'=' => false,
-            b' ' | b'\t' => !last,
-            _ => matches!(byte, b'!'..=b'~'),
-        };
-        let width = if plain { 1 } else { 3 };
-        if column + width > COLUMNS {
-            out.extend_from_slice(b"=\r\n");
-            column = 0;
-        }
-        if plain {
-            out.push(byte);
-        } else {
-            let high = HEX[usize::from(byte >> 4)];
-            out.extend_from_slice(&[b'=', high, HEX[usize::from(byte & 15)]]);
-        }
-        (at, column) = (at + 1, column + width);
-    }
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ pub fn scan(content: &[u8]) -> HeaderScan {
 
 /// Octets of the field name at the start of `line` and the offset of its colon. White space between
 /// the two is obsolete but read (RFC 5322 4.5).
-fn field_name(line: &[u8]) -> Option<(usize, usize)> {
+pub(super) fn field_name(line: &[u8]) -> Option<(usize, usize)> {
     let len = line
         .iter()
         .position(|byte| !matches!(byte, b'!'..=b'9' | b';'..=b'~'))?;
@@ -261,7 +261,7 @@ fn field_name(line: &[u8]) -> Option<(usize, usize)> {
 }
 
 /// Octets of the field at the start of `rest`, with its continuation lines and last CRLF.
-fn field_len(rest: &[u8]) -> usize {
+pub(super) fn field_len(rest: &[u8]) -> usize {
     for lf in memchr::memchr_iter(b'\n', rest) {
         let ends = lf > 0 && rest[lf - 1] == b'\r';
         if ends && !matches!(rest.get(lf + 1), Some(b' ' | b'\t')) {
@@ -323,7 +323,7 @@ fn skip_quoted(value: &[u8], mut at: usize) -> usize {
 }
 
 /// The offset behind the comment that starts at `at`; comments nest.
-fn skip_comment(value: &[u8], mut at: usize) -> usize {
+pub(super) fn skip_comment(value: &[u8], mut at: usize) -> usize {
     let mut depth = 0_usize;
     while at < value.len() {
         match value[at] {

@@ -1,7 +1,7 @@
 //! message - the mail itself, apart from the protocol that carries it.
 //!
 //! What: addresses, the envelope and its bytes on disk, the content, the header scan at
-//! submission, the trace field, delivery status notifications, enhanced status codes.
+//! submission, conversion to 7 bit, the trace field, delivery status notifications, enhanced status codes.
 //! Why this way: everything here is pure, total on hostile bytes and bounded by `limits`.
 
 pub mod address;
@@ -9,8 +9,10 @@ pub mod content;
 pub mod dsn;
 pub mod envelope;
 pub mod header;
+pub mod seven_bit;
 pub mod status;
 pub mod trace;
+mod transfer;
 
 pub use address::{Address, AddressError, Domain};
 pub use content::{Content, ContentBuilder};

@@ -78,6 +78,8 @@ impl Link {
 struct InHand {
     entry: EntryId,
     held: Arc<Held>,
+    /// What is sent: the message, or its 7-bit form.
+    form: Arc<Held>,
     /// Recipients that no transaction has tried yet, in order.
     untried: VecDeque<u32>,
     /// Recipients of the transaction in flight, in its order.
@@ -140,16 +142,8 @@ async fn turn_back<P: Port>(
     dispatch.connected(id, 1);
     loop {
         while let Some(entry) = link.next() {
-            if let Some(work) = dispatch.begin(entry).await {
-                let failure = |recipient| Failure {
-                    recipient,
-                    status,
-                    text: Box::from(text),
-                    remote: None,
-                };
-                let failures = work.recipients.into_iter().map(failure).collect();
-                dispatch.settle_attempt(&work.held, Vec::new(), failures);
-                dispatch.attempted(entry, &work.held, &[], Cause::SETTLED);
+            if let Some(work) = dispatch.begin(entry, true).await {
+                dispatch.failed(entry, &work.held, work.recipients, status, text);
             }
             dispatch.free(id);
         }
@@ -379,7 +373,8 @@ impl<'a, P: Port> Connection<'a, P> {
             let Some(entry) = self.link.next() else {
                 return;
             };
-            let Some(work) = self.dispatch.begin(entry).await else {
+            let eight_bit_mime = self.client.capabilities().eight_bit_mime;
+            let Some(work) = self.dispatch.begin(entry, eight_bit_mime).await else {
                 // The message is gone or unreadable; the dispatcher has told the brain.
                 self.dispatch.free(self.id);
                 continue;
@@ -387,6 +382,7 @@ impl<'a, P: Port> Connection<'a, P> {
             let hand = InHand {
                 entry,
                 held: work.held,
+                form: work.form,
                 untried: work.recipients,
                 trying: Vec::new(),
                 put_off: Vec::new(),
@@ -525,14 +521,14 @@ fn next_transaction(hand: &mut InHand, recipients_max: u32) -> Transaction {
         !hand.trying.is_empty(),
         "an entry without recipients was assigned"
     );
-    transaction(hand.entry.to_bits(), &hand.held, &hand.trying)
+    transaction(hand)
 }
 
 /// What the machine needs to send a message to these of its recipients. The bytes are shared.
-fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
-    let envelope = &held.envelope;
+fn transaction(hand: &InHand) -> Transaction {
+    let (envelope, form) = (&hand.held.envelope, &hand.form);
     let chosen = || {
-        recipients
+        hand.trying
             .iter()
             .filter_map(|index| envelope.recipients.get(*index as usize))
     };
@@ -553,10 +549,10 @@ fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
         })
     });
     let mut content = Vec::with_capacity(2);
-    content.extend(held.signature.get().cloned());
-    content.push(held.content.clone());
+    content.extend(form.signature.get().cloned());
+    content.push(form.content.clone());
     Transaction {
-        token,
+        token: hand.entry.to_bits(),
         sender: envelope
             .sender
             .as_ref()
@@ -568,7 +564,7 @@ fn transaction(token: u64, held: &Held, recipients: &[u32]) -> Transaction {
             .sum(),
         content,
         smtputf8: envelope.smtputf8,
-        eight_bit: held.eight_bit,
+        eight_bit: form.eight_bit,
         dsn,
     }
 }

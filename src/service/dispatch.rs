@@ -126,6 +126,8 @@ struct Load {
 pub struct Work {
     /// The message.
     pub held: Arc<Held>,
+    /// What is sent: the message, or its 7-bit form.
+    pub form: Arc<Held>,
     /// Whom to send it to.
     pub recipients: VecDeque<u32>,
 }
@@ -435,7 +437,10 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// Gets an assigned entry's message ready, or tells the brain why that cannot be.
-    pub async fn begin(&self, entry: EntryId) -> Option<Work> {
+    ///
+    /// `eight_bit_mime` says whether the receiver takes 8-bit mail; for one that does not the message
+    /// is converted, before it is signed (RFC 6376 5.3).
+    pub async fn begin(&self, entry: EntryId, eight_bit_mime: bool) -> Option<Work> {
         let (id, recipients, held) = {
             let brain = self.brain.borrow();
             let assigned = brain.get(entry)?;
@@ -447,13 +452,25 @@ impl<P: Port> Dispatch<P> {
             None => self.borrow_message(id).await,
         };
         match held {
-            Ok(held) => match self.signer.sign(&held).await {
-                Ok(()) => Some(Work { held, recipients }),
-                Err(error) => {
+            Ok(held) => {
+                let form = match held.for_receiver(eight_bit_mime) {
+                    Ok(form) => form,
+                    Err(reason) => {
+                        let (status, text) = (reason.status(), reason.text());
+                        self.failed(entry, &held, recipients, status, text);
+                        return None;
+                    }
+                };
+                if let Err(error) = self.signer.sign(&form).await {
                     self.not_tried(entry, Cause::new(CauseKind::Local, unsigned(error)));
-                    None
+                    return None;
                 }
-            },
+                Some(Work {
+                    held,
+                    form,
+                    recipients,
+                })
+            }
             Err(LendError::Unreadable) => {
                 let cause = Cause::new(CauseKind::Local, "the spool could not be read");
                 self.not_tried(entry, cause);
@@ -469,6 +486,26 @@ impl<P: Port> Dispatch<P> {
                 None
             }
         }
+    }
+
+    /// Fails all recipients of an entry by our own decision, and tells the sender.
+    pub fn failed(
+        &self,
+        entry: EntryId,
+        held: &Arc<Held>,
+        recipients: VecDeque<u32>,
+        status: EnhancedStatus,
+        text: &str,
+    ) {
+        let failure = |recipient| Failure {
+            recipient,
+            status,
+            text: Box::from(text),
+            remote: None,
+        };
+        let failures = recipients.into_iter().map(failure).collect();
+        self.settle_attempt(held, Vec::new(), failures);
+        self.attempted(entry, held, &[], Cause::SETTLED);
     }
 
     /// Settles the recipients of one transaction that have reached their end.

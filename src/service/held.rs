@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::limits;
-use crate::message::{Envelope, MessageId};
+use crate::message::seven_bit::{self, Unconvertible};
+use crate::message::{BodyType, Envelope, MessageId};
 use crate::time::Wall;
 
 /// A message in memory, for as long as a delivery needs it.
@@ -31,6 +32,7 @@ pub struct Held {
     pub signature: OnceLock<Bytes>,
     /// Whether any octet of the content is above 127.
     pub eight_bit: bool,
+    seven_bit: OnceLock<Result<Arc<Self>, Unconvertible>>,
     charge: Option<Charge>,
 }
 
@@ -60,8 +62,50 @@ impl Held {
             received_at,
             signature,
             eight_bit,
+            seven_bit: OnceLock::new(),
             charge: None,
         }
+    }
+
+    /// The message as a receiver with or without 8BITMIME takes it. A converted one has a signature
+    /// of its own, and an envelope with nothing but the sender; it lives as long as the message.
+    ///
+    /// # Errors
+    /// The message has octets above 127 that must stay, and the receiver does not take them.
+    pub fn for_receiver(
+        self: &Arc<Self>,
+        eight_bit_mime: bool,
+    ) -> Result<Arc<Self>, Unconvertible> {
+        if eight_bit_mime || !self.eight_bit {
+            return Ok(Arc::clone(self));
+        }
+        if let Some(form) = self.seven_bit.get() {
+            return form.clone();
+        }
+        let form = seven_bit::convert(&self.content).map(|content| {
+            let envelope = Envelope {
+                sender: self.envelope.sender.clone(),
+                body: BodyType::SevenBit,
+                ..Envelope::default()
+            };
+            let content = Bytes::from(content);
+            Arc::new(Self::new(
+                self.id,
+                envelope,
+                content,
+                self.received_at,
+                false,
+            ))
+        });
+        // Another shard may have been first: both made the same, and its signature is there.
+        drop(self.seven_bit.set(form.clone()));
+        self.seven_bit.get().cloned().unwrap_or(form)
+    }
+
+    /// The converted form, where [`Self::for_receiver`] has made one.
+    #[must_use]
+    pub fn converted(&self) -> Option<&Arc<Self>> {
+        self.seven_bit.get()?.as_ref().ok()
     }
 
     /// Makes a fresh message ready to share, and says whether the shard's budget has room to keep

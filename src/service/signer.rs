@@ -1,6 +1,7 @@
 //! signer - DKIM signing for one shard.
 //!
-//! Role: give each message its signature fields once, before its first attempt.
+//! Role: give each message its signature fields once, before its first attempt; its 7-bit form, for
+//! receivers without 8BITMIME, is signed as a message of its own.
 //! Flow: `Held` -> key ring -> `dkim::prepare` (header and body hash) -> `dkim::Signer` -> `Held`.
 //! Shard: the home shard of the egress path; a message for several sites is signed by whoever comes
 //! first, and the others find the signature in the shared `Held`.
@@ -28,6 +29,7 @@ use crate::dkim::{
 };
 use crate::engine::{Port, Signal, yield_now};
 use crate::limits;
+use crate::message::MessageId;
 use crate::message::header::{self, HeaderScan};
 use crate::service::held::Held;
 
@@ -95,8 +97,11 @@ impl<P: Port> SignService<P> {
 
     /// Keeps the signature of a message that was put off, for its next attempt.
     pub fn keep(&self, held: &Held) {
-        if let Some(fields) = held.signature.get().filter(|fields| !fields.is_empty()) {
-            self.kept.borrow_mut().put(held.id, fields);
+        let forms = std::iter::once(held).chain(held.converted().map(|form| &**form));
+        for form in forms {
+            if let Some(fields) = form.signature.get().filter(|fields| !fields.is_empty()) {
+                self.kept.borrow_mut().put(key(form), fields);
+            }
         }
     }
 
@@ -118,7 +123,7 @@ impl<P: Port> SignService<P> {
         if held.signature.get().is_some() {
             return Ok(());
         }
-        let kept = self.kept.borrow_mut().get(held.id);
+        let kept = self.kept.borrow_mut().get(key(held));
         let fields = match kept {
             Some(fields) => {
                 self.reused.set(self.reused.get() + 1);
@@ -199,6 +204,11 @@ impl<P: Port> SignService<P> {
             }
         }
     }
+}
+
+/// The name of a form of a message: only a message with octets above 127 has another, without.
+fn key(form: &Held) -> (MessageId, bool) {
+    (form.id, form.eight_bit)
 }
 
 /// The domain of the first From address, if it has one.

@@ -338,10 +338,16 @@ impl Client {
         }
         let utf8 = transaction.smtputf8 || !transaction.sender.is_ascii();
         if utf8 && !capabilities.smtputf8 {
-            return every(
-                EnhancedStatus::NON_ASCII_ADDRESS,
-                "receiver does not offer SMTPUTF8",
-            );
+            // RFC 6531 3.5: an address, or else the header, is what cannot be sent.
+            let plain = |address: &Bytes| address.is_ascii();
+            let addresses_fit =
+                plain(&transaction.sender) && transaction.recipients.iter().all(plain);
+            let status = if addresses_fit {
+                EnhancedStatus::UTF8_HEADER
+            } else {
+                EnhancedStatus::NON_ASCII_ADDRESS
+            };
+            return every(status, "receiver does not offer SMTPUTF8");
         }
         if transaction.eight_bit && !capabilities.eight_bit_mime {
             let text = "receiver does not offer 8BITMIME";

@@ -359,3 +359,87 @@ fn keygen_replaces_nothing() {
     );
     assert!(stdout.contains("[[dkim]]") && stdout.contains("postrider check dkim lab.test"));
 }
+
+/// A multipart with 8-bit text in two encodings, ASCII and binary.
+const EIGHT_BIT: &str = "From: Sender <sender@lab.test>\r\nTo: recipient@b.example\r\n\
+    Subject: 8-bit\r\nDate: Sat, 21 Nov 2026 12:00:00 +0000\r\nMessage-ID: <8@lab.test>\r\n\
+    MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"a b\"\r\n\
+    Content-Transfer-Encoding: 8bit\r\n\r\n--a b\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Transfer-Encoding: 8bit\r\n\r\n.Gr\u{fc}\u{df}e  aus K\u{f6}ln\t\r\n\r\n--a b\r\n\r\n\
+    plain\r\n--a b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n\u{43f}\u{440}\u{438}\
+    \u{432}\u{435}\u{442}\r\n--a b--\r\n";
+
+/// The text of every leaf, decoded by a program that is not ours.
+fn texts(message: &[u8]) -> Vec<String> {
+    let message = mail_parser::MessageParser::new().parse(message).unwrap();
+    let count = message.text_body_count();
+    (0..count)
+        .map(|index| message.body_text(index).unwrap().into_owned())
+        .collect()
+}
+
+// RFC 6152 3: a receiver without 8BITMIME gets the mail converted, under a signature that fits; one
+// with it gets the octets that were submitted. What cannot be converted is returned, in ASCII.
+#[test]
+fn eight_bit_mail_is_converted_before_it_is_signed() {
+    let scratch = Scratch::new();
+    let (rsa, ed) = (
+        make(&scratch, "rsa.pem", "r1", "rsa2048"),
+        make(&scratch, "ed.pem", "e1", "ed25519"),
+    );
+    let dns = publish(&[&rsa, &ed]);
+    let keys = format!("{}{}", rsa.config, ed.config);
+    let (modern, old) = (
+        Sink::start(),
+        Sink::offering(b"250-old.test\r\n250 SIZE 9999999\r\n"),
+    );
+    for (sink, eight_bit) in [(&modern, true), (&old, false)] {
+        let daemon = Daemon::start(sink.address, &keys);
+        let mut client = Client::greeted(daemon.address);
+        assert_eq!(
+            submit(&mut client, EIGHT_BIT.as_bytes()),
+            250,
+            "{}",
+            client.reply
+        );
+        let received = sink.next();
+        let text = received.text();
+        assert_passes(&received, &dns, &["r1", "e1"]);
+        assert_eq!(
+            received.content.ends_with(EIGHT_BIT.as_bytes()),
+            eight_bit,
+            "{text}"
+        );
+        assert_eq!(received.content.is_ascii(), !eight_bit, "{text}");
+        assert_eq!(text.to_lowercase().contains("8bit"), eight_bit, "{text}");
+        assert_eq!(
+            texts(&received.content),
+            texts(EIGHT_BIT.as_bytes()),
+            "{text}"
+        );
+        assert_eq!(texts(&received.content).len(), 3, "{text}");
+
+        if !eight_bit {
+            let header = EIGHT_BIT.replace("Subject: 8-bit", "Subject: gr\u{fc}n");
+            let signed = EIGHT_BIT.replace("multipart/mixed", "multipart/signed");
+            for (message, status) in [(header, "5.6.9"), (signed, "5.6.3")] {
+                assert_eq!(
+                    submit(&mut client, message.as_bytes()),
+                    250,
+                    "{}",
+                    client.reply
+                );
+                let notification = sink.next();
+                let text = notification.text();
+                assert_eq!(
+                    (&*notification.sender, text.is_ascii()),
+                    ("", true),
+                    "{text}"
+                );
+                assert!(text.contains(&format!("Status: {status}")), "{text}");
+            }
+        }
+        assert_eq!(daemon.stop(), Some(0));
+        assert!(sink.drain().is_empty());
+    }
+}

@@ -272,7 +272,13 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
+    /// A receiver that takes 8-bit mail.
     pub(crate) fn start() -> Self {
+        Self::offering(b"250-sink.test\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n")
+    }
+
+    /// A receiver with this answer to EHLO.
+    pub(crate) fn offering(hello: &'static [u8]) -> Self {
         let listener = TcpListener::bind(free_address()).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, messages) = channel();
@@ -280,7 +286,7 @@ impl Sink {
             for stream in listener.incoming().flatten() {
                 let sender = sender.clone();
                 // A client that hangs up is its own business; the message then does not arrive.
-                thread::spawn(move || drop(receive(stream, &sender)));
+                thread::spawn(move || drop(receive(stream, hello, &sender)));
             }
         });
         Self { address, messages }
@@ -298,7 +304,11 @@ impl Sink {
     }
 }
 
-fn receive(stream: TcpStream, sender: &Sender<Received>) -> std::io::Result<()> {
+fn receive(
+    stream: TcpStream,
+    hello: &'static [u8],
+    sender: &Sender<Received>,
+) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     writer.write_all(b"220 sink.test ready\r\n")?;
@@ -323,7 +333,7 @@ fn receive(stream: TcpStream, sender: &Sender<Received>) -> std::io::Result<()> 
             .to_ascii_uppercase()
             .as_str()
         {
-            "EHLO" | "HELO" => b"250-sink.test\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n",
+            "EHLO" | "HELO" => hello,
             "MAIL" => {
                 message.sender = path().map(|(path, _)| path.to_owned()).unwrap_or_default();
                 message.recipients.clear();

@@ -172,8 +172,8 @@ mod x86 {
         __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpeq_epu64_mask,
         _mm512_cmplt_epi64_mask, _mm512_load_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64,
         _mm512_mask_mov_epi64, _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512,
-        _mm512_sllv_epi64, _mm512_srai_epi64, _mm512_srli_epi64, _mm512_srlv_epi64,
-        _mm512_store_si512, _mm512_sub_epi64,
+        _mm512_shldi_epi64, _mm512_slli_epi64, _mm512_sllv_epi64, _mm512_srai_epi64,
+        _mm512_srli_epi64, _mm512_srlv_epi64, _mm512_store_si512, _mm512_sub_epi64,
     };
 
     use super::{Field, LIMB_BITS, Number, POWERS, Row, Table, WINDOW, zero};
@@ -188,7 +188,10 @@ mod x86 {
         /// Asks the processor (and the operating system, which must save the registers).
         #[must_use]
         pub fn detect() -> Option<Self> {
-            let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512ifma");
+            let has = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512ifma")
+                // Came with IFMA in every server core that has it (Ice Lake, Zen 4).
+                && is_x86_feature_detected!("avx512vbmi2");
             has.then_some(Self(()))
         }
 
@@ -242,7 +245,7 @@ mod x86 {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn load(row: &Row) -> __m512i {
         // SAFETY: a Row is 64 readable bytes at an address aligned to 64.
         // JUSTIFICATION: std::arch has no safe load from memory.
@@ -253,7 +256,7 @@ mod x86 {
     /// compiler, which then has 40 values for 10 registers and spills them to a stack that is not
     /// aligned to cache lines: 20 % slower (measured).
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn load_here(row: &Row) -> __m512i {
         // SAFETY: a Row is 64 readable bytes at an address aligned to 64, and any bits are a value.
         // JUSTIFICATION: volatile is the only way to tell the compiler not to move a load.
@@ -261,7 +264,7 @@ mod x86 {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn store(row: &mut Row, value: __m512i) {
         // SAFETY: a Row is 64 writable bytes at an address aligned to 64.
         // JUSTIFICATION: std::arch has no safe store to memory.
@@ -269,20 +272,20 @@ mod x86 {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn lo(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         _mm512_madd52lo_epu64(sum, a, b)
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn hi(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         _mm512_madd52hi_epu64(sum, a, b)
     }
 
     /// Carries sums of up to 63 bits upwards and writes limbs of 52 bits.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn normalise<const N: usize>(sums: &[__m512i; N], out: &mut Number<N>) {
         let mask = _mm512_set1_epi64(LIMB_MASK);
         let mut carry = _mm512_setzero_si512();
@@ -293,6 +296,29 @@ mod x86 {
         }
     }
 
+    /// As [`normalise`], but leaves what was carried in bits 52 and above of each limb: the
+    /// multiplier does not look at them, and clearing them costs a twentieth of a product.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    fn carry_up(sums: &[__m512i; 20], out: &mut Number<20>) {
+        let mut carry = _mm512_setzero_si512();
+        for index in 0..20 {
+            let sum = _mm512_add_epi64(sums[index], carry);
+            store(&mut out[index], sum);
+            carry = _mm512_srli_epi64::<52>(sum);
+        }
+    }
+
+    /// Which multiple of n clears the lowest limb of a sum (in bits below 52), and what is carried
+    /// out of it. `biased` is the sum plus 2^52 - 1: clearing rounds up to a multiple of 2^52, so
+    /// the carry stands in its upper bits at once, without the product with the limb of n.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    fn clear_lowest(biased: __m512i, k0: __m512i) -> (__m512i, __m512i) {
+        // (biased - (2^52 - 1)) k0 = biased k0 + k0 modulo 2^52.
+        (lo(k0, biased, k0), _mm512_srli_epi64::<52>(biased))
+    }
+
     /// Repeats a block with a constant that counts: the compiler must see every index as a constant
     /// to keep the sums in registers, and its own unrolling gives up at this size.
     macro_rules! repeat {
@@ -301,81 +327,92 @@ mod x86 {
         };
     }
 
-    /// [`multiply`] for 20 limbs, all sums in registers (20 of 32).
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    /// Adds m n to 20 sums and moves down by a limb, without the lowest, which is zero then. `$top`
+    /// is the sum that comes into sight. A macro, because the sums must stay in registers and an
+    /// inline function that needs processor features is only a wish.
+    macro_rules! add_multiple {
+        ($sums:ident, $top:expr, $n:ident, $m:ident) => {
+            let mut before = load_here(&$n[0]);
+            repeat!(J in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 => {
+                let here = load_here(&$n[J]);
+                $sums[J - 1] = lo(hi($sums[J], before, $m), here, $m);
+                before = here;
+            });
+            $sums[19] = hi($top, before, $m);
+        };
+    }
+
+    /// [`multiply`] for 20 limbs, all sums in registers (20 of 32). Bits 52 and above of the limbs
+    /// of `a` and `b` do not count, and those of the result are waste.
+    ///
+    /// The sums that will be lowest once start with the bias that [`clear_lowest`] wants. In a row
+    /// the products with b come first, because those with n wait for `m`.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn multiply_20(a: &mut Number<20>, b: &Number<20>, n: &Number<20>, k0: __m512i) {
         let zero = _mm512_setzero_si512();
-        let mut sums = [zero; 20];
+        let mut sums = [_mm512_set1_epi64(LIMB_MASK); 20];
         // Five rows a turn: moving the sums down by five limbs at once saves four of five moves.
         for rows in b.as_chunks::<5>().0 {
             repeat!(I in 0 1 2 3 4 => {
                 let b_i = load_here(&rows[I]);
-                let (mut a_before, mut n_before) = (load_here(&a[0]), load_here(&n[0]));
-                let lowest = lo(sums[0], a_before, b_i);
-                let m = lo(zero, lowest, k0);
-                let carry = _mm512_srli_epi64::<52>(lo(lowest, n_before, m));
+                let mut before = load_here(&a[0]);
+                let (m, carry) = clear_lowest(lo(sums[0], before, b_i), k0);
+                sums[1] = _mm512_add_epi64(sums[1], carry);
                 repeat!(J in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 => {
-                    let (a_j, n_j) = (load_here(&a[J]), load_here(&n[J]));
-                    let sum = lo(hi(sums[J], a_before, b_i), a_j, b_i);
-                    sums[J - 1] = lo(hi(sum, n_before, m), n_j, m);
-                    (a_before, n_before) = (a_j, n_j);
+                    let here = load_here(&a[J]);
+                    sums[J] = lo(hi(sums[J], before, b_i), here, b_i);
+                    before = here;
                 });
-                sums[0] = _mm512_add_epi64(sums[0], carry);
-                sums[19] = hi(hi(zero, a_before, b_i), n_before, m);
+                let top = hi(zero, before, b_i);
+                add_multiple!(sums, top, n, m);
             });
         }
-        normalise(&sums, a);
+        carry_up(&sums, a);
     }
 
-    /// [`square`] for 20 limbs, all sums in registers.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    /// [`square`] for 20 limbs, all sums in registers; see [`multiply_20`].
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn square_20(a: &mut Number<20>, n: &Number<20>, k0: __m512i) {
-        let zero = _mm512_setzero_si512();
-        let mut sums = [zero; 20];
+        let mut sums = [_mm512_set1_epi64(LIMB_MASK); 20];
         let mut twice = super::zero::<20>();
         repeat!(J in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 => {
-            let (below, here) = (load_here(&a[J - 1]), load_here(&a[J]));
-            let bit = _mm512_srli_epi64::<51>(below);
-            store(&mut twice[J], _mm512_add_epi64(_mm512_add_epi64(here, here), bit));
+            // The topmost bit of the limb below comes in, whatever stands above it.
+            let below = _mm512_slli_epi64::<12>(load_here(&a[J - 1]));
+            store(&mut twice[J], _mm512_shldi_epi64::<1>(load_here(&a[J]), below));
         });
         repeat!(I in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 => {
             let a_i = load_here(&a[I]);
-            let mut n_before = load_here(&n[0]);
-            let lowest = if I == 0 { lo(sums[0], a_i, a_i) } else { sums[0] };
-            let m = lo(zero, lowest, k0);
-            let carry = _mm512_srli_epi64::<52>(lo(lowest, n_before, m));
-            let mut x_before = a_i;
+            if I == 0 {
+                sums[0] = lo(sums[0], a_i, a_i);
+            }
+            let (m, carry) = clear_lowest(sums[0], k0);
+            sums[1] = _mm512_add_epi64(sums[1], carry);
+            let mut before = a_i;
             repeat!(J in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 => {
-                let n_j = load_here(&n[J]);
-                let mut sum = sums[J];
                 if J > I {
-                    sum = hi(sum, x_before, a_i);
+                    sums[J] = hi(sums[J], before, a_i);
                 }
-                if J + 1 > I {
-                    x_before = if J == I {
+                if J >= I {
+                    before = if J == I {
                         a_i
                     } else if J == I + 1 {
                         _mm512_add_epi64(load_here(&a[J]), load_here(&a[J]))
                     } else {
                         load_here(&twice[J])
                     };
-                    sum = lo(sum, x_before, a_i);
+                    sums[J] = lo(sums[J], before, a_i);
                 }
-                sums[J - 1] = lo(hi(sum, n_before, m), n_j, m);
-                n_before = n_j;
             });
-            // Last, because the next row waits for this sum: the carry comes later than the
-            // products.
-            sums[0] = _mm512_add_epi64(sums[0], carry);
-            sums[19] = hi(hi(zero, x_before, a_i), n_before, m);
+            let top = hi(_mm512_setzero_si512(), before, a_i);
+            add_multiple!(sums, top, n, m);
         });
-        normalise(&sums, a);
+        carry_up(&sums, a);
     }
 
     /// The part of two rows that does not depend on what is multiplied: which multiples of n clear
     /// the two lowest limbs, and what is carried out of them.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn clear_two<const N: usize>(
         lowest: __m512i,
         next: __m512i,
@@ -397,7 +434,7 @@ mod x86 {
     /// Per limb of b: add `a b_i`, add the multiple of n that clears the lowest limb, move down by
     /// one limb. Two limbs of b at once: the sums do not fit the registers, and so each is loaded
     /// and stored once for eight products.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn multiply<const N: usize>(
         a: &Number<N>,
         b: &Number<N>,
@@ -431,7 +468,7 @@ mod x86 {
     /// Almost Montgomery square. As [`multiply`], but each pair of limbs is multiplied once: row i
     /// takes `a_i (a_i + 2 (what is above limb i))`. Its products start at limb 2 i, so no product
     /// comes too late for the row that clears its limb.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn square<const N: usize>(a: &Number<N>, n: &Number<N>, k0: __m512i) -> [__m512i; N] {
         const { assert!(N.is_multiple_of(2)) };
         let zero = _mm512_setzero_si512();
@@ -493,7 +530,7 @@ mod x86 {
 
     /// `a := a b / R mod n`, in the fastest way for this size.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn multiply_by<const N: usize>(a: &mut Number<N>, b: &Number<N>, n: &Number<N>, k0: __m512i) {
         let narrow: Result<&mut Number<20>, _> = (&mut a[..]).try_into();
         match (narrow, b[..].try_into(), n[..].try_into()) {
@@ -504,7 +541,7 @@ mod x86 {
 
     /// `a := a^2 / R mod n`, in the fastest way for this size.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn square_in_place<const N: usize>(a: &mut Number<N>, n: &Number<N>, k0: __m512i) {
         let narrow: Result<&mut Number<20>, _> = (&mut a[..]).try_into();
         match (narrow, n[..].try_into()) {
@@ -513,28 +550,30 @@ mod x86 {
         }
     }
 
-    /// Subtracts n where a >= n, for a < 2 n.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    /// Subtracts n where a >= n, for a < 2 n. Bits 52 and above of the limbs of a do not count.
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn reduce_once<const N: usize>(a: &mut Number<N>, n: &Number<N>) {
         let zero = _mm512_setzero_si512();
         let mask = _mm512_set1_epi64(LIMB_MASK);
         let mut difference = [zero; N];
         let mut borrow = zero;
         for index in 0..N {
-            let limb = _mm512_sub_epi64(load(&a[index]), load(&n[index]));
+            let limb = _mm512_and_si512(load(&a[index]), mask);
+            let limb = _mm512_sub_epi64(limb, load(&n[index]));
             let limb = _mm512_add_epi64(limb, borrow);
             borrow = _mm512_srai_epi64::<52>(limb);
             difference[index] = _mm512_and_si512(limb, mask);
         }
         let smaller = _mm512_cmplt_epi64_mask(borrow, zero);
         for index in 0..N {
-            let kept = _mm512_mask_mov_epi64(difference[index], smaller, load(&a[index]));
+            let limb = _mm512_and_si512(load(&a[index]), mask);
+            let kept = _mm512_mask_mov_epi64(difference[index], smaller, limb);
             store(&mut a[index], kept);
         }
     }
 
     /// Out of Montgomery form, fully reduced.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn leave<const N: usize>(a: &Number<N>, n: &Number<N>, k0: __m512i, out: &mut Number<N>) {
         *out = zero();
         out[0] = Row([1; 8]);
@@ -543,7 +582,7 @@ mod x86 {
     }
 
     /// The entry of the table that each lane's index names. Reads the whole table.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn select<const N: usize>(table: &[Number<N>], index: __m512i, out: &mut Number<N>) {
         let mut chosen = [_mm512_setzero_si512(); N];
         let mut number = _mm512_setzero_si512();
@@ -561,7 +600,7 @@ mod x86 {
     }
 
     /// `WINDOW` bits of the exponents, from bit `at` on.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn window<const N: usize>(exponent: &[Row; N], at: usize) -> __m512i {
         let (word, shift) = (at / 64, (at % 64) as i64);
         let low = _mm512_srlv_epi64(load(&exponent[word]), _mm512_set1_epi64(shift));
@@ -576,7 +615,7 @@ mod x86 {
         _mm512_and_si512(bits, _mm512_set1_epi64(POWERS as i64 - 1))
     }
 
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn power<const N: usize>(
         field: &Field<N>,
         base: [&Number<N>; 2],
@@ -605,16 +644,18 @@ mod x86 {
     }
 
     /// The powers 0 to `POWERS - 1` of the base, in Montgomery form.
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn fill<const N: usize>(powers: &mut [Number<N>], field: &Field<N>, base: [&Number<N>; 2]) {
         let (n, k0) = (&field.n, load(&field.k0));
         // (base[0] + base[1] R) R = base[0] R^2 / R + base[1] R^3 / R; the sum stays under 4 n.
         (powers[0], powers[1]) = (field.r2, field.r3);
         multiply_by(&mut powers[0], base[0], n, k0);
         multiply_by(&mut powers[1], base[1], n, k0);
+        let mask = _mm512_set1_epi64(LIMB_MASK);
         let mut sum = [_mm512_setzero_si512(); N];
         for index in 0..N {
-            sum[index] = _mm512_add_epi64(load(&powers[0][index]), load(&powers[1][index]));
+            let limbs = [0, 1].map(|power| _mm512_and_si512(load(&powers[power][index]), mask));
+            sum[index] = _mm512_add_epi64(limbs[0], limbs[1]);
         }
         normalise(&sum, &mut powers[1]);
         powers[0] = zero();
@@ -632,7 +673,7 @@ mod x86 {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn recombine<const N: usize, const M: usize>(
         field: &Field<N>,
         q: &Number<N>,
@@ -673,7 +714,7 @@ mod x86 {
         normalise(&sums, out);
     }
 
-    #[target_feature(enable = "avx512f,avx512ifma")]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
     fn power_65537<const M: usize>(field: &Field<M>, base: &Number<M>, out: &mut Number<M>) {
         let (n, k0) = (&field.n, load(&field.k0));
         *out = field.r2;

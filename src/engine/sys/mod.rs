@@ -1,5 +1,6 @@
 //! engine::sys - all unsafe code of the house, each use with the reason why it is sound.
 
+pub mod blanks;
 pub mod block;
 pub(crate) mod buffers;
 pub mod ifma;

@@ -13,14 +13,17 @@ use crate::message::MessageId;
 /// What an entry costs besides its bytes: both maps' slots and the allocation's head, about.
 const ENTRY_BYTES: usize = 128;
 
-/// Signature fields by message.
+/// A message, and which form of it.
+pub(super) type Key = (MessageId, bool);
+
+/// Signature fields by message and form.
 #[derive(Debug)]
 pub(super) struct Kept {
     bytes_max: usize,
     bytes: usize,
     turn: u64,
-    by_message: HashMap<MessageId, (u64, Bytes)>,
-    by_turn: BTreeMap<u64, MessageId>,
+    by_message: HashMap<Key, (u64, Bytes)>,
+    by_turn: BTreeMap<u64, Key>,
 }
 
 impl Kept {
@@ -36,7 +39,7 @@ impl Kept {
     }
 
     /// The fields of a message, which are then the last to go.
-    pub(super) fn get(&mut self, message: MessageId) -> Option<Bytes> {
+    pub(super) fn get(&mut self, message: Key) -> Option<Bytes> {
         let (turn, fields) = self.by_message.get_mut(&message)?;
         self.by_turn.remove(turn);
         self.turn += 1;
@@ -46,7 +49,7 @@ impl Kept {
     }
 
     /// Keeps the fields of a message; those of others go where there is no room.
-    pub(super) fn put(&mut self, message: MessageId, fields: &[u8]) {
+    pub(super) fn put(&mut self, message: Key, fields: &[u8]) {
         let cost = fields.len() + ENTRY_BYTES;
         if cost > self.bytes_max {
             return;
@@ -74,7 +77,7 @@ impl Kept {
         };
     }
 
-    fn remove(&mut self, message: MessageId) {
+    fn remove(&mut self, message: Key) {
         if let Some((turn, fields)) = self.by_message.remove(&message) {
             self.by_turn.remove(&turn);
             self.bytes -= fields.len() + ENTRY_BYTES;
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut kept = Kept::new(3 * (ENTRY_BYTES + 10));
-        let message = |number| MessageId::new(0, number);
+        let message = |number| (MessageId::new(0, number), false);
         for number in 0..3 {
             kept.put(message(number), &[b'x'; 10]);
         }
@@ -108,12 +111,15 @@ mod tests {
     #[test]
     fn the_bound_holds() {
         let mut kept = Kept::new(1_000);
-        kept.put(MessageId::new(0, 1), &[0; 10]);
-        kept.put(MessageId::new(0, 2), &[0; 1_000]);
-        assert!(kept.get(MessageId::new(0, 1)).is_some());
-        assert_eq!(kept.get(MessageId::new(0, 2)), None);
+        kept.put((MessageId::new(0, 1), false), &[0; 10]);
+        kept.put((MessageId::new(0, 2), true), &[0; 1_000]);
+        assert!(kept.get((MessageId::new(0, 1), false)).is_some());
+        assert_eq!(kept.get((MessageId::new(0, 2), true)), None);
         for number in 0..10_000 {
-            kept.put(MessageId::new(0, number), &vec![0; (number % 300) as usize]);
+            kept.put(
+                (MessageId::new(0, number), false),
+                &vec![0; (number % 300) as usize],
+            );
             assert!(kept.bytes <= kept.bytes_max);
             assert_eq!(kept.by_turn.len(), kept.by_message.len());
         }

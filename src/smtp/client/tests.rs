@@ -489,7 +489,7 @@ fn gates_are_local() {
             smtputf8: true,
             ..plain()
         }),
-        "1: no 5.6.7"
+        "1: no 5.6.9"
     );
     let sender = Bytes::from("\u{e9}@x.example");
     assert_eq!(refuse(Transaction { sender, ..plain() }), "1: no 5.6.7");
