@@ -133,8 +133,8 @@ pub trait Stream: 'static {
     fn finish(&mut self);
 
     /// Takes the connection away from this shard's engine, to be given to another's
-    /// ([`Port::adopt`]). `unread` is what the holder has received and not used: it comes first when
-    /// the new holder reads, before whatever arrives during the move.
+    /// ([`Port::adopt`]). `unread` is what the holder has received and not used: it comes first
+    /// when the new holder reads, before whatever arrives during the move.
     ///
     /// # Errors
     /// The process has no descriptor left; the connection is closed.

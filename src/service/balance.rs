@@ -2,16 +2,17 @@
 //!
 //! What: each shard posts its load on a board that all of them read; a session that has just
 //! finished a message asks whether it should go on elsewhere.
-//! Why: two half-idle shards cost more than one that is busy. Fewer completions per wake-up, smaller
-//! commit groups and smaller signing batches: with smtp-source and smtp-sink at 14,000 messages/s
-//! two shards used 45 us per message where one used 36. So light load gathers on the first shards,
-//! and load that one core cannot carry is shared out. It also mends what the kernel's hash of new
-//! connections leaves uneven.
+//! Why: two half-idle shards cost more than one that is busy. Fewer completions per wake-up,
+//! smaller commit groups and smaller signing batches: with smtp-source and smtp-sink at 14,000
+//! messages/s two shards used 45 us per message where one used 36. So light load gathers on the
+//! first shards, and load that one core cannot carry is shared out. It also mends what the kernel's
+//! hash of new connections leaves uneven.
 //! Why between messages: that is where a session is smallest, and its next message gets an id of
 //! the shard that will store it.
 //! Pure: `(usage, sessions, now)` in, a shard's number out; the board is a few relaxed atomics.
 //! Limits: a session moves at most once per look; a shard gives away at most half of the difference
-//! per [`WINDOW`], after two full ones, and takes none back for [`CLOSED_TIME`] after it had too many.
+//! per [`WINDOW`], after two full ones, and takes none back for [`CLOSED_TIME`] after it had too
+//! many.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
