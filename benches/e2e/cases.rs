@@ -12,6 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, conn
 use postrider::dkim::{KeyKind, keygen};
 use serde_json::Value;
 
+use crate::disk;
 use crate::report::Figures;
 use crate::stage::{Daemon, Outcome, Place, Sink, failed, free_address, load};
 
@@ -144,6 +145,16 @@ pub(crate) const CASES: &[Case] = &[
         about: "messages of 2 KiB for a receiver that is down; kill -9, and back to work",
         run: big_queue,
     },
+    Case {
+        name: "durable-accept",
+        about: "one shard's spool alone: 10 KiB, synced, 50 and 400 at a time",
+        run: disk::durable_accept,
+    },
+    Case {
+        name: "cold-storm",
+        about: "mail in at 2,000/s while a queue leaves that no memory holds",
+        run: disk::cold_storm,
+    },
 ];
 
 /// What distinguishes the cases of throughput.
@@ -167,12 +178,12 @@ impl Way {
 }
 
 /// How long a load of so many messages may take: 200 per second is a tenth of the slowest machine.
-fn patience(messages: u64) -> Duration {
+pub(crate) fn patience(messages: u64) -> Duration {
     Duration::from_secs(60 + messages / 200)
 }
 
 /// Everything goes to one site.
-fn route(domain: &str, via: SocketAddr) -> String {
+pub(crate) fn route(domain: &str, via: SocketAddr) -> String {
     format!("[[route]]\ndomains = [\"{domain}\"]\nvia = \"{via}\"\n")
 }
 

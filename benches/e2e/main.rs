@@ -8,6 +8,7 @@
 //! Spools are written below DIRECTORY (/var/tmp): it must be the disk that is meant, not memory.
 
 mod cases;
+mod disk;
 mod report;
 mod stage;
 

@@ -17,6 +17,21 @@ const GOALS: &[(&str, &str, Goal)] = &[
     ("pipelined-bdat", "cpu_us_per_message", Goal::AtMost(25.0)),
     ("idle-10k", "rss_bytes_per_connection", Goal::AtMost(2048.0)),
     ("slow-path", "ratio", Goal::AtLeast(4.0)),
+    ("signed-rsa", "cpu_us_per_message", Goal::AtMost(150.0)),
+    ("signed-ed25519", "cpu_us_per_message", Goal::AtMost(45.0)),
+    ("big-queue", "restart_first_250_seconds", Goal::AtMost(2.0)),
+    (
+        "durable-accept",
+        "stored_per_second_400",
+        Goal::AtLeast(40_000.0),
+    ),
+    (
+        "durable-accept",
+        "cpu_us_per_message_400",
+        Goal::AtMost(1.5),
+    ),
+    ("durable-accept", "wait_p99_ms_50", Goal::AtMost(5.0)),
+    ("cold-storm", "cold_to_quiet", Goal::AtMost(2.0)),
 ];
 
 /// All runs of one case.
