@@ -109,7 +109,7 @@
 //!    remembered until then. A segment whose header cannot be read waits as a whole: its groups may
 //!    be of an earlier life.
 //! 10. A message above a quarter of a segment gets a file of its own: contents first, and the head,
-//!    which makes it exist, when they are durable.
+//!     which makes it exist, when they are durable.
 //!
 //! # Sketch
 //!
