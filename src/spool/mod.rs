@@ -3,8 +3,8 @@
 //! What: the pure core of one shard's spool. `service::spooler` moves its bytes. Two logs of
 //! segment files in the shard's directory: `mail-NNNNNNNN.log` (messages) and `state-NNNNNNNN.log`
 //! (what became of their recipients). Map: `format` bytes, `segment` the life of a file, `commit`
-//! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `late` what
-//! could not be read at first, `reclaim`, `spares` making files, `seal` and `answer` writes,
+//! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `late`
+//! what could not be read at first, `reclaim`, `spares` making files, `seal` and `answer` writes,
 //! `state` the core.
 //!
 //! # Bytes

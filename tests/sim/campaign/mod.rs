@@ -371,8 +371,8 @@ impl Campaign {
         text.take().unwrap_or_default()
     }
 
-    /// A restart finds nothing to do: what was settled stays settled, and what was refused because a
-    /// write failed has been buried since.
+    /// A restart finds nothing to do: what was settled stays settled, and what was refused because
+    /// a write failed has been buried since.
     fn check_quiet(&self) {
         let before = self.ends();
         let drained = self.world.now();
