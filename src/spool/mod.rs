@@ -3,7 +3,8 @@
 //! What: the pure core of one shard's spool. `service::spooler` moves its bytes. Two logs of
 //! segment files in the shard's directory: `mail-NNNNNNNN.log` (messages) and `state-NNNNNNNN.log`
 //! (what became of their recipients). Map: `format` bytes, `segment` the life of a file, `commit`
-//! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `reclaim`,
+//! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `late`
+//! what could not be read at first, `reclaim`, `spares` making files, `seal` and `answer` writes,
 //! `state` the core.
 //!
 //! # Bytes
@@ -84,7 +85,11 @@
 //! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to
 //!    it
 //!    any more; its fresh messages are refused and buried under tombstones; settlements are written
-//!    again, elsewhere. New mail is refused until a header was written to another segment.
+//!    again, elsewhere. New mail is refused until a header was written to another segment, and none
+//!    is acknowledged before those tombstones are durable. So what was answered 451 may be
+//!    delivered all the same, and again when its sender retries, only if the power goes, or the
+//!    process ends, before its tombstone is written and before the next 250. Where nothing can be
+//!    written any more that cannot be helped.
 //! 4. Replaying state records in any order, any number of times, gives the same state.
 //! 5. A settlement is forgotten only when no record of its message can be found: the slots of a
 //!    segment
@@ -97,8 +102,14 @@
 //!    whole is in the way of `proven` until the note about it ([`format::StateRecord::Void`]) is
 //!    durable. Those at or above that are whole are written again, as they are, before the spool
 //!    opens: after a kill, what can be read need not be on stable storage.
-//! 8. A message above a quarter of a segment gets a file of its own: contents first, and the head,
-//!    which makes it exist, when they are durable.
+//! 8. Without space or inodes for another file, new mail goes on in segments that are free or
+//!    become so, and the state log is compacted early; 452 only when there is no room.
+//! 9. What recovery cannot read is neither recycled nor taken for damaged. It is looked at again
+//!    while the node runs, and taken in when all of its segment can be read; what was settled is
+//!    remembered until then. A segment whose header cannot be read waits as a whole: its groups may
+//!    be of an earlier life.
+//! 10. A message above a quarter of a segment gets a file of its own: contents first, and the head,
+//!     which makes it exist, when they are durable.
 //!
 //! # Sketch
 //!

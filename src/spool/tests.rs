@@ -696,6 +696,9 @@ fn rot(files: &mut Files, random: &mut Random) -> &'static str {
     let file = files.get_mut(&key).expect("a file");
     let blocks = file.len() / BLOCK_BYTES;
     let (a, b) = (random.below(blocks), random.below(blocks));
+    if blocks == 0 {
+        return "nothing: the file is empty";
+    }
     match random.below(4) {
         0 => {
             let at = random.below(file.len());

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,11 +77,29 @@ pub(super) async fn recover<P: Port>(
             patience = Patience::for_log(port, Log::Message);
         }
     }
+    write_again(port, directory, &files, &patience, &mut recovery).await?;
+    check_contents(port, directory, &files, &patience, &mut recovery).await?;
+    let (core, report) = recovery.finish(free, port.now());
+    Ok(Opened {
+        core,
+        report,
+        files,
+    })
+}
+
+/// Writes the last groups again, as they are: see [`Recovery::rewrites`].
+async fn write_again<P: Port>(
+    port: &P,
+    directory: &Path,
+    files: &HashMap<(Log, u32), P::File>,
+    patience: &Patience,
+    recovery: &mut Recovery,
+) -> Result<(), SpoolError> {
     for again in recovery.rewrites() {
         let Some(file) = files.get(&(again.log, again.segment)) else {
             continue;
         };
-        match rewrite(port, file, again.range.clone(), &patience).await {
+        match rewrite(port, file, again.range.clone(), patience).await {
             Ok(()) => {}
             // Read a moment ago, and unreadable now: late, like all that cannot be read.
             Err(Rewritten::Unread) => recovery.unrewritten(&again),
@@ -91,11 +109,23 @@ pub(super) async fn recover<P: Port>(
             }
         }
     }
+    Ok(())
+}
+
+/// Checks the contents that nothing vouches for.
+async fn check_contents<P: Port>(
+    port: &P,
+    directory: &Path,
+    files: &HashMap<(Log, u32), P::File>,
+    patience: &Patience,
+    recovery: &mut Recovery,
+) -> Result<(), SpoolError> {
     for check in recovery.checks() {
         let Some(file) = files.get(&(Log::Message, check.segment)) else {
             continue;
         };
-        let map = port.map(file).map_err(failed)?;
+        let map = port.map(file);
+        let map = map.map_err(|error| SpoolError::Io(directory.to_path_buf(), error))?;
         let head = check.head.start..check.head.end.min(map.bytes().len());
         let whole = patience.bring(port, &map, head).await.is_ok()
             && patience
@@ -108,12 +138,7 @@ pub(super) async fn recover<P: Port>(
             recovery.unchecked(&check);
         }
     }
-    let (core, report) = recovery.finish(free, port.now());
-    Ok(Opened {
-        core,
-        report,
-        files,
-    })
+    Ok(())
 }
 
 fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, SpoolError> {

@@ -33,6 +33,9 @@ use self::node::{DATA, Node};
 /// Seeds of an ordinary test run.
 const SMOKE_SEEDS: u64 = 200;
 
+/// Seeds of an ordinary test run with outages of the disk.
+const OUTAGE_SEEDS: u64 = 60;
+
 /// Turns after which a campaign is taken to spin.
 const STEPS_MAX: u64 = 20_000_000;
 
@@ -376,8 +379,8 @@ impl Campaign {
         text.take().unwrap_or_default()
     }
 
-    /// A restart finds nothing to do: what was settled stays settled, and what was refused because a
-    /// write failed has been buried since.
+    /// A restart finds nothing to do: what was settled stays settled, and what was refused because
+    /// a write failed has been buried since.
     fn check_quiet(&self) {
         let before = self.ends();
         let drained = self.world.now();
@@ -563,15 +566,20 @@ fn seeds() -> (std::ops::Range<u64>, bool) {
     (number(from)..number(to), true)
 }
 
+/// Shows what the node logs, if that is wanted.
+fn show_log() {
+    if std::env::var_os("POSTRIDER_SIM_LOG").is_some() {
+        // Another test may have done so.
+        let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+        drop(log.try_init());
+    }
+}
+
 /// Nothing acknowledged is lost, nothing corrupt is delivered, duplicates have their excuse, and
 /// everything ends, whatever happens.
 #[test]
 fn campaigns_keep_the_promises() {
-    if std::env::var_os("POSTRIDER_SIM_LOG").is_some() {
-        tracing_subscriber::fmt()
-            .with_writer(std::io::stderr)
-            .init();
-    }
+    show_log();
     let (seeds, loud) = seeds();
     let start = Instant::now();
     let (mut failed, mut totals) = (Vec::new(), [0_u64; 5]);
@@ -616,10 +624,34 @@ fn campaigns_keep_the_promises() {
     );
 }
 
+/// Pages that cannot be read for a while, again and again: what a start could not read comes late,
+/// once, and nothing that was settled comes back. Shorter than a start waits for settlements,
+/// without which mail may come twice.
+#[test]
+fn campaigns_survive_outages() {
+    show_log();
+    let (seeds, loud) = seeds();
+    let seeds = if loud { seeds } else { 0..OUTAGE_SEEDS };
+    let mut failed = Vec::new();
+    for seed in seeds {
+        let mut scenario = Scenario::draw(seed);
+        let disk = &mut scenario.options.disk;
+        disk.read_error = disk.read_error.max(50_000);
+        disk.outage = 1_000_000;
+        disk.outage_time = 1_000_000_000..=25_000_000_000;
+        let report = run(scenario);
+        if !report.violations.is_empty() {
+            eprintln!("with outages, {}", complain(seed, &report));
+            failed.push(seed);
+        }
+    }
+    assert!(failed.is_empty(), "violations with seeds {failed:?}");
+}
+
 /// One seed is one history, also through the shards.
 #[test]
 fn campaigns_repeat_exactly() {
-    for seed in 0..20 {
+    for seed in 0..SMOKE_SEEDS {
         let once = run(Scenario::draw(seed)).hash;
         assert_eq!(once, run(Scenario::draw(seed)).hash, "seed {seed}");
     }
