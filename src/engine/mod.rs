@@ -3,13 +3,16 @@
 //! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe
 //! code.
 
+pub mod guarded;
 pub mod mesh;
 pub mod port;
 pub mod sim;
 pub mod sys;
 pub mod uring;
 
+pub use guarded::Guarded;
 pub use port::{Class, Map, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, yield_now};
 pub use sys::block::Block;
 pub use sys::ifma;
 pub use sys::map::FileMap;
+pub use sys::shared::{CrashWatch, SharedWords, Words};

@@ -62,9 +62,29 @@ pub struct Sessions {
     refused: Cell<u64>,
     draining: Cell<bool>,
     changed: Signal,
+    /// Bytes that sessions hold, and may hold.
+    memory: Cell<u64>,
+    memory_max: u64,
+    open_max: u32,
 }
 
 impl Sessions {
+    /// None yet; at most `open_max` at a time, which together may hold `memory_max` bytes.
+    #[must_use]
+    pub fn new(open_max: u32, memory_max: u64) -> Self {
+        Self {
+            open_max: open_max.min(limits::SESSIONS_MAX),
+            memory_max,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes that sessions hold.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.memory.get()
+    }
+
     /// How many sessions are open.
     #[must_use]
     pub fn open(&self) -> u32 {
@@ -116,6 +136,29 @@ impl Drop for Place {
     }
 }
 
+/// The memory of one session, against its shard's budget.
+struct Charge<'a> {
+    sessions: &'a Sessions,
+    bytes: usize,
+}
+
+impl Charge<'_> {
+    /// The session holds so much now; false where that is too much and the session must end.
+    fn set(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let memory = &self.sessions.memory;
+        memory.set(memory.get() + bytes as u64 - before as u64);
+        let grown = bytes > before && bytes > limits::SESSION_MEMORY_MIN;
+        !(grown && memory.get() > self.sessions.memory_max)
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// Accepts connections until the drain begins and starts a session for each.
 pub async fn serve<P: Port, I: Intake>(
     port: P,
@@ -138,7 +181,7 @@ pub async fn serve<P: Port, I: Intake>(
             return;
         }
         let full =
-            listener_open.get() >= listener.sessions_max || sessions.open() >= limits::SESSIONS_MAX;
+            listener_open.get() >= listener.sessions_max || sessions.open() >= sessions.open_max;
         if full {
             sessions.refused.set(sessions.refused.get() + 1);
             let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
@@ -203,6 +246,10 @@ impl<P: Port, I: Intake> Session<P, I> {
         let mut server = Server::new(Arc::clone(&self.listener.server), peer, may_relay);
         let mut out = Vec::new();
         server.greet(&mut out);
+        let mut charge = Charge {
+            sessions: &self.sessions,
+            bytes: 0,
+        };
         loop {
             if self.flush(&mut stream, &mut out).await.is_err() {
                 return;
@@ -210,7 +257,16 @@ impl<P: Port, I: Intake> Session<P, I> {
             let deadline = self.port.now().after(self.listener.idle_timeout);
             let next = match stream.recv(deadline).await {
                 Ok(chunk) if chunk.is_empty() => return,
-                Ok(chunk) => self.feed(&mut server, chunk, &mut out).await,
+                Ok(chunk) => {
+                    let next = self.feed(&mut server, chunk, &mut out).await;
+                    if charge.set(server.memory()) {
+                        next
+                    } else {
+                        // Growing on would end the process, and with it everybody's session.
+                        server.overload(&mut out);
+                        Next::Close
+                    }
+                }
                 Err(NetError::TimedOut) => {
                     server.timeout(&mut out);
                     Next::Close

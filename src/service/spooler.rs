@@ -31,16 +31,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Block, Class, Map, OpenMode, Port, Signal};
+use crate::engine::{Block, Class, Guarded, Map, OpenMode, Port, Signal};
 use crate::limits;
 use crate::message::{Content, Envelope, MessageId};
+use crate::service::hands::Hands;
 use crate::spool::format::{BLOCK_BYTES, Checksum, HeaderRead, Log, MessageRecord, SegmentHeader};
 use crate::spool::recover::{Recovery, Scan, Step, elect_stamp};
 use crate::spool::{
-    Action, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError, RecoveryReport,
-    Settlement, SettlementKind, Spool, SpoolConfig, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
+    RecoveryReport, Settlement, SettlementKind, Spool, SpoolConfig, SpoolStatus, Stored,
 };
 use crate::time::{Mono, Wall};
+
+mod quarantine;
+
+pub use quarantine::{Listed, ReleaseError};
 
 /// Bytes that recovery brings into memory at once where groups are small.
 const SCAN_WINDOW_BYTES: usize = 128 << 10;
@@ -154,7 +159,7 @@ type Callback = Box<dyn Fn(&Settlement)>;
 struct Inner<P: Port> {
     port: P,
     directory: PathBuf,
-    core: RefCell<Spool>,
+    core: Guarded<P, Spool>,
     files: RefCell<HashMap<(Log, u32), P::File>>,
     maps: RefCell<HashMap<u32, Arc<P::Map>>>,
     releasing: RefCell<Vec<u32>>,
@@ -162,6 +167,11 @@ struct Inner<P: Port> {
     callbacks: RefCell<Vec<Rc<Callback>>>,
     wake: Signal,
     stopped: Cell<bool>,
+    /// What was in hand at crashes, once the shard has said so.
+    hands: RefCell<Option<Rc<Hands>>>,
+    /// Files in quarantine, and those of them that are poison.
+    quarantined: Cell<u64>,
+    poison: Cell<u64>,
 }
 
 /// Appends that wait for their group.
@@ -255,7 +265,7 @@ impl<P: Port> Spooler<P> {
         let inner = Rc::new(Inner {
             port: port.clone(),
             directory: config.directory,
-            core: RefCell::new(opened.core),
+            core: Guarded::new(port.clone(), "the spool", opened.core),
             files: RefCell::new(opened.files),
             maps: RefCell::new(HashMap::new()),
             releasing: RefCell::default(),
@@ -263,7 +273,11 @@ impl<P: Port> Spooler<P> {
             callbacks: RefCell::default(),
             wake: Signal::default(),
             stopped: Cell::new(false),
+            hands: RefCell::default(),
+            quarantined: Cell::new(0),
+            poison: Cell::new(0),
         });
+        inner.count_asides();
         let spooler = Self(inner);
         let mut cursor = LoadCursor { segments, next: 0 };
         cursor.segments.reverse();
@@ -375,7 +389,11 @@ impl<P: Port> Spooler<P> {
             let Some((id, extent, pending)) = waiting else {
                 continue;
             };
-            match self.0.head(id, &extent).await {
+            if self.0.is_condemned(id) {
+                self.set_aside(id).await;
+                continue;
+            }
+            match self.0.head_in_hand(id, &extent).await {
                 Ok((record, envelope)) => out.push(Loaded {
                     queued: Queued {
                         id,
@@ -396,7 +414,23 @@ impl<P: Port> Spooler<P> {
     /// The spool in figures.
     #[must_use]
     pub fn status(&self) -> SpoolStatus {
-        self.0.core.borrow().status()
+        let mut status = self.0.core.borrow().status();
+        status.quarantined = self.0.quarantined.get();
+        if self.0.poison.get() > 0 {
+            status.alarms.push(Alarm::PoisonFound);
+        }
+        status
+    }
+
+    /// Tells the spool what is in hand, and was at crashes: before its first message is loaded.
+    pub fn watch(&self, hands: &Rc<Hands>) {
+        self.0.hands.replace(Some(Rc::clone(hands)));
+    }
+
+    /// Whether the message is here, with a recipient that waits.
+    #[must_use]
+    pub fn has(&self, id: MessageId) -> bool {
+        self.0.core.borrow().find(id).is_some()
     }
 
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten
@@ -735,6 +769,26 @@ impl<P: Port> Inner<P> {
         Ok((map, range.start..end))
     }
 
+    fn is_condemned(&self, id: MessageId) -> bool {
+        let hands = self.hands.borrow();
+        hands.as_ref().is_some_and(|hands| hands.is_condemned(id))
+    }
+
+    /// As [`Inner::head`], noted as in hand meanwhile.
+    async fn head_in_hand(
+        &self,
+        id: MessageId,
+        extent: &Extent,
+    ) -> Result<(MessageRecord, Envelope), ReadError> {
+        let hands = self.hands.borrow().clone();
+        let Some(hands) = hands else {
+            return self.head(id, extent).await;
+        };
+        let owner = hands.owner();
+        let _mark = hands.hold(id, owner);
+        hands.during(owner, self.head(id, extent)).await
+    }
+
     /// Record and envelope of a message.
     async fn head(
         &self,
@@ -797,41 +851,6 @@ impl<P: Port> Inner<P> {
             fixed,
         })
     }
-
-    /// Writes the bytes of a message as they are to `quarantine-ID-LEN.raw`: the record with its
-    /// envelope, then LEN bytes of content, then zeros up to a block.
-    async fn quarantine(&self, id: MessageId, extent: &Extent) -> io::Result<()> {
-        let segment = extent.location.segment;
-        let head_start = extent.location.offset as usize;
-        let parts = [
-            head_start..head_start + extent.head_len as usize,
-            extent.content as usize..extent.content as usize + extent.location.len as usize,
-        ];
-        let path = self
-            .directory
-            .join(format!("quarantine-{id}-{}.raw", extent.location.len));
-        let file = match self.port.open(&path, OpenMode::Create) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            other => other?,
-        };
-        let mut offset = 0;
-        for part in parts {
-            let mut at = part.start;
-            while at < part.end {
-                let end = part.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-                let mapped = self.mapped(segment, at..end).await;
-                let (map, range) = mapped.map_err(|_| io::Error::other("unreadable"))?;
-                let mut block = Block::zeroed(range.len());
-                block[..range.len()].copy_from_slice(&map.bytes()[range]);
-                let len = block.len() as u64;
-                let (_, result) = self.port.write_durable(&file, offset, block).await;
-                result?;
-                offset += len;
-                at = end;
-            }
-        }
-        self.port.sync_directory(&self.directory)
-    }
 }
 
 // ---- recovery ----
@@ -842,7 +861,7 @@ struct Opened<P: Port> {
     files: HashMap<(Log, u32), P::File>,
 }
 
-struct Listed<P: Port> {
+struct FoundFile<P: Port> {
     log: Log,
     number: u32,
     path: PathBuf,
@@ -917,7 +936,7 @@ async fn recover<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Opened<P>,
     })
 }
 
-fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, SpoolError> {
+fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<FoundFile<P>>, SpoolError> {
     let directory = &config.directory;
     let names = port
         .list(directory)
@@ -930,7 +949,7 @@ fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, Spo
         let len = port
             .file_len(&file)
             .map_err(|error| SpoolError::Io(path.clone(), error))?;
-        listed.push(Listed {
+        listed.push(FoundFile {
             log,
             number,
             path,
@@ -996,7 +1015,7 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
 async fn announce<P: Port>(
     port: &P,
     config: &SpoolerConfig,
-    file: &Listed<P>,
+    file: &FoundFile<P>,
     recovery: &mut Recovery,
 ) -> Result<(), SpoolError> {
     let (log, number, len) = (file.log, file.number, file.len);

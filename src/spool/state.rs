@@ -403,6 +403,15 @@ impl Spool {
         ))
     }
 
+    /// As [`Spool::waiting_at`], by its id.
+    #[must_use]
+    pub fn waiting(&self, id: MessageId) -> Option<(Extent, Vec<PendingRecipient>)> {
+        self.find(id)?;
+        let place = self.place(id.sequence())?;
+        let (_, extent, pending) = self.waiting_at(place.segment, place.slot)?;
+        Some((extent, pending))
+    }
+
     /// The message segments and the number of records in each, in the order of their numbers.
     #[must_use]
     pub fn census(&self) -> Vec<(u32, u32)> {
@@ -1259,6 +1268,8 @@ impl Spool {
             live_bytes: self.live_bytes(),
             disk_bytes: self.mail.bytes() + self.state.bytes(),
             segments: self.mail.count(|_| true),
+            // The driver knows the directory.
+            quarantined: 0,
             free_bytes: self.free_bytes,
             accepting: self.may_append().is_ok(),
             alarms,

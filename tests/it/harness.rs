@@ -175,6 +175,15 @@ impl Daemon {
         status(&self.scratch.path().join("admin.sock"))
     }
 
+    /// The answer of `postrider ctl --json` to these words.
+    pub(crate) fn ctl(&self, words: &[&str]) -> serde_json::Value {
+        let socket = self.scratch.path().join("admin.sock");
+        let mut command = program();
+        let command = command.args(["ctl", "--json"]).args(words);
+        let output = run(command.arg("--socket").arg(socket));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Ends it in order, and returns its exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
@@ -273,8 +282,12 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind(free_address()).unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::start_at(free_address())
+    }
+
+    /// Starts one at a free address that is known already.
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let (sender, messages) = channel();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -323,7 +336,7 @@ fn receive(stream: TcpStream, sender: &Sender<Received>) -> std::io::Result<()> 
             .to_ascii_uppercase()
             .as_str()
         {
-            "EHLO" | "HELO" => b"250-sink.test\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n",
+            "EHLO" | "HELO" => b"250-sink.test\r\n250-SIZE 200000000\r\n250 8BITMIME\r\n",
             "MAIL" => {
                 message.sender = path().map(|(path, _)| path.to_owned()).unwrap_or_default();
                 message.recipients.clear();

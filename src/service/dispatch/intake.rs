@@ -91,7 +91,7 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// The source that a message leaves from: named, or drawn from its pool by weight.
-    fn choose_source(&self, envelope: &Envelope) -> u16 {
+    pub(super) fn choose_source(&self, envelope: &Envelope) -> u16 {
         if let Some(number) = envelope
             .source
             .as_deref()

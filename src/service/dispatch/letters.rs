@@ -59,6 +59,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Enqueue(transfer) => self.take_over(*transfer),
             ShardMessage::Settle(settlement) => self.settle_here(settlement),
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
+            ShardMessage::SetAside(id) => self.set_aside(id),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.
