@@ -27,14 +27,16 @@ use hickory_resolver::proto::rr::{RData, RecordType};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::admin::{
-    AdminSocket, Call, Changed, Counters, NodeStatus, PathStatus, Probed, ShardStatus,
-    SpoolShardStatus, calls, serve,
+    AdminSocket, Call, Changed, Counters, NodeStatus, PathStatus, Probed, Quarantine,
+    QuarantinedMessage, Released, ShardStatus, SpoolShardStatus, calls, serve,
 };
 use crate::config::{Dns, Snapshot};
 use crate::limits;
+use crate::message::MessageId;
 use crate::routing::{DnsFailure, DnsResult, HostAddresses, Mx};
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, PathFigures, ShardMessage, answer};
 use crate::service::resolver::{Ask, MailAnswer, Question};
+use crate::service::spooler::{Listed, ReleaseError};
 use crate::spool::SpoolStatus;
 
 use self::keys::KeyWatch;
@@ -435,6 +437,21 @@ impl Desk {
                     answer(reply, Changed { paths });
                 }
             }
+            Call::Quarantine { reply } => {
+                if let Some(listed) = self.each(OperatorRequest::Quarantine).await {
+                    answer(reply, quarantine(listed));
+                }
+            }
+            Call::Release { id, reply } => {
+                if let Some(done) = self.release(&id).await {
+                    answer(reply, done);
+                }
+            }
+            Call::Discard { id, reply } => {
+                if let Some(done) = self.discard(&id).await {
+                    answer(reply, done);
+                }
+            }
             Call::ProbeSpool { reply } => {
                 if let Some(alarmed) = self.each(OperatorRequest::Probe).await {
                     let shards = alarmed.into_iter().filter(|alarmed| *alarmed).count();
@@ -457,6 +474,43 @@ impl Desk {
             reply,
         };
         Some(self.each(request).await?.into_iter().sum())
+    }
+
+    /// Sends a message in quarantine after all: its new id, or a sentence.
+    async fn release(&self, id: &str) -> Option<Result<Released, String>> {
+        let Ok(id) = id.parse::<MessageId>() else {
+            return Some(Err(NO_ID.to_owned()));
+        };
+        let done = self
+            .storing(id, |reply| OperatorRequest::Release { id, reply })
+            .await?;
+        Some(done.map(released).map_err(not_released))
+    }
+
+    /// Removes a message from quarantine: its id, or a sentence.
+    async fn discard(&self, id: &str) -> Option<Result<Released, String>> {
+        let Ok(id) = id.parse::<MessageId>() else {
+            return Some(Err(NO_ID.to_owned()));
+        };
+        let done = self
+            .storing(id, |reply| OperatorRequest::Discard { id, reply })
+            .await?;
+        Some(done.map(|()| released(id)).map_err(not_released))
+    }
+
+    /// Puts a request to the shard in whose care the spool of a message is.
+    async fn storing<T>(
+        &self,
+        id: MessageId,
+        request: impl FnOnce(oneshot::Sender<T>) -> OperatorRequest,
+    ) -> Option<T> {
+        let shard = usize::from(id.shard()) % self.mesh.len().max(1);
+        let (reply, answer) = oneshot::channel();
+        self.mesh
+            .get(shard)?
+            .try_send(ShardMessage::Operator(request(reply)))
+            .ok()?;
+        answer.await.ok()
     }
 
     /// Puts one request to every shard; none when one of them has ended or does not take letters.
@@ -551,7 +605,43 @@ fn spool_status((shard, status): (u16, SpoolStatus)) -> SpoolShardStatus {
         live_bytes: status.live_bytes,
         segments: u64::from(status.segments),
         free_bytes: status.free_bytes,
+        quarantined: status.quarantined,
         accepting: status.accepting,
         alarms: status.alarms.iter().map(ToString::to_string).collect(),
+    }
+}
+
+const NO_ID: &str = "an id has sixteen hexadecimal digits";
+
+fn released(id: MessageId) -> Released {
+    Released { id: id.to_string() }
+}
+
+fn not_released(error: ReleaseError) -> String {
+    match error {
+        ReleaseError::Absent => "no such message is in quarantine",
+        ReleaseError::Damaged => {
+            "the message is damaged and is never sent; `postrider spool export --quarantined` \
+             copies what is left of it"
+        }
+        ReleaseError::Io => "the disk does not do it now; see the log",
+    }
+    .to_owned()
+}
+
+fn quarantine(listed: Vec<(Vec<Listed>, u64)>) -> Quarantine {
+    let total = listed.iter().map(|(_, count)| count).sum();
+    let message = |listed: Listed| QuarantinedMessage {
+        id: listed.aside.id.to_string(),
+        reason: listed.aside.reason.to_string(),
+        bytes: u64::from(listed.aside.len),
+        received_at_ms: listed.received_at.map(|at| at.0),
+        sender: listed.sender,
+        waiting: listed.waiting,
+    };
+    let messages = listed.into_iter().flat_map(|(rows, _)| rows).map(message);
+    Quarantine {
+        messages: messages.collect(),
+        total,
     }
 }

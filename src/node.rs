@@ -7,6 +7,9 @@
 //! durable) and ends; a second signal, or a shard that does not end in time, ends the process
 //! without more ado, which the spool survives as it survives a crash.
 
+mod in_hand;
+mod memory;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{DirBuilder, File};
@@ -21,16 +24,18 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::config::{Shards, Snapshot};
 use crate::control::{Control, Names, key_stamps};
 use crate::dkim::KeyRing;
-use crate::engine::Port;
 use crate::engine::mesh::{MailSender, mailbox};
 use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
+use crate::engine::{CrashWatch, Port, Words};
 use crate::limits;
 use crate::queue::Grants;
 use crate::service::balance::Board;
+use crate::service::hands::{Hands, crash_word};
 use crate::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use crate::service::resolver::Ask;
 use crate::settings;
@@ -118,6 +123,7 @@ impl Node {
         let (names, questions) = Names::channel();
         let spools = spools_in_care(&snapshot.node.data_dir, shards)?;
         let grants = Arc::<Grants>::default();
+        let in_hand = in_hand::open(&snapshot.node.data_dir, shards, snapshot.delivery.expire);
         let (to_node, progress) = mpsc::channel();
         let mut threads = Vec::new();
         let board = Board::new(shards);
@@ -131,6 +137,7 @@ impl Node {
                 spools,
                 snapshot: Arc::clone(&snapshot),
                 keys: Arc::clone(&keys),
+                in_hand: Arc::clone(&in_hand),
                 ask: names.ask(number),
                 grants: Arc::clone(&grants),
                 board: Arc::clone(&board),
@@ -222,6 +229,7 @@ struct ShardThread {
     spools: Vec<u16>,
     snapshot: Arc<Snapshot>,
     keys: Arc<KeyRing>,
+    in_hand: Arc<dyn Words>,
     ask: Ask,
     grants: Arc<Grants>,
     board: Arc<Board>,
@@ -245,7 +253,13 @@ impl ShardThread {
         self.tell(Progress::Mailbox(self.number, sender));
         // No mesh: another shard failed, and the node has given up.
         let Ok(mesh) = wait.recv() else { return };
+        let crashes_max = self.snapshot.spool.poison_crashes;
+        let hands = Hands::new(Arc::clone(&self.in_hand), self.number, crashes_max);
+        let _watch = CrashWatch::new(&self.in_hand, crash_word(self.number));
         let plan = Plan {
+            hands,
+            sessions_max: sessions_max(self.shards),
+            session_memory_max: session_memory(self.shards),
             number: self.number,
             shards: self.shards,
             spools: self.spools.clone(),
@@ -259,6 +273,9 @@ impl ShardThread {
         runtime.run(async {
             match Shard::boot(port, plan).await {
                 Ok(shard) => {
+                    // From here on the node counts on this shard: a panic that ends its thread ends
+                    // the process, and the next start has all of its mail.
+                    let _last = LastWord(self.number);
                     let ready = Progress::Ready(self.number, shard.listening(), shard.queued());
                     self.tell(ready);
                     shard.run(letters).await;
@@ -272,6 +289,33 @@ impl ShardThread {
     /// matter what else is said.
     fn tell(&self, progress: Progress) {
         drop(self.progress.send(progress));
+    }
+}
+
+/// What mail on its way in may take of one shard's memory.
+fn session_memory(shards: u16) -> u64 {
+    memory::limit().map_or(limits::SESSION_MEMORY_DEFAULT, |bytes| {
+        bytes / limits::SESSION_MEMORY_PART / u64::from(shards.max(1))
+    })
+}
+
+/// How many sessions the descriptors allow one shard: half of what the spools leave, so that mail can
+/// leave while others fill the house. Beyond it a peer hears 421 instead of nothing.
+fn sessions_max(shards: u16) -> u32 {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let each = (soft / u64::from(shards.max(1))).saturating_sub(limits::DESCRIPTORS_KEPT) / 2;
+    u32::try_from(each.max(1)).unwrap_or(u32::MAX)
+}
+
+/// Ends the process when a shard's thread unwinds.
+struct LastWord(u16);
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!(shard = self.0, "a shard has panicked: the process ends");
+            std::process::abort();
+        }
     }
 }
 

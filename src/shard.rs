@@ -14,14 +14,16 @@ use crate::dkim::KeyRing;
 use crate::engine::mesh::MailReceiver;
 use crate::engine::{Class, NetError, Port, Signal, yield_now};
 use crate::limits;
+use crate::message::MessageId;
 use crate::queue::{Grants, Queue};
 use crate::service::balance::{Balance, Board};
 use crate::service::dispatch::Dispatch;
+use crate::service::hands::Hands;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
 use crate::service::signer::SignService;
 use crate::service::smtpd::{self, Listener, MovingSession, Sessions};
-use crate::service::spooler::{LoadCursor, SpoolError, Spooler};
+use crate::service::spooler::{LoadCursor, ReleaseError, SpoolError, Spooler};
 use crate::settings;
 use crate::spool::Alarm;
 
@@ -45,6 +47,12 @@ pub struct Plan {
     pub ask: Ask,
     /// The connections that the shards share, the same for all.
     pub grants: Arc<Grants>,
+    /// Sessions that the descriptors allow.
+    pub sessions_max: u32,
+    /// Bytes that mail on its way in may take.
+    pub session_memory_max: u64,
+    /// What is in hand, and was when the process crashed.
+    pub hands: Rc<Hands>,
 }
 
 /// Why a shard could not start.
@@ -109,6 +117,8 @@ impl<P: Port> Shard<P> {
                 let damage = &found.report.damage;
                 tracing::error!(spool = number, ?damage, "recovery found damage");
             }
+            spooler.watch(&plan.hands);
+            plan.hands.forget_absent(*number, |id| spooler.has(id));
             queued += found.queued_messages;
             cursors.push(found.cursor);
             spools.push((*number, spooler));
@@ -138,10 +148,12 @@ impl<P: Port> Shard<P> {
             resolver,
             Rc::clone(&signer),
             queue,
+            Rc::clone(&plan.hands),
         );
         let board = Arc::clone(&plan.board);
         let balance = Balance::new(board, plan.number, guests_max(&plan));
-        let sessions = Rc::new(Sessions::new(balance));
+        let sessions = Sessions::new(plan.sessions_max, plan.session_memory_max, balance);
+        let sessions = Rc::new(sessions);
         Ok(Self {
             port,
             plan,
@@ -186,7 +198,8 @@ impl<P: Port> Shard<P> {
             .collect();
         for (socket, listener) in sockets.into_iter().zip(listeners.iter()) {
             port.spawn(
-                Class::Ingress,
+                // Not a connection's task: without it the listener would be deaf.
+                Class::Control,
                 smtpd::serve(
                     port.clone(),
                     socket,
@@ -202,6 +215,10 @@ impl<P: Port> Shard<P> {
         }
         let keeper = Rc::clone(&dispatch);
         port.spawn(Class::Control, async move { keeper.keep_time().await });
+        if plan.number == 0 {
+            let keeper = Rc::clone(&dispatch);
+            port.spawn(Class::Control, async move { keeper.keep_dates().await });
+        }
         let drained = Signal::default();
         let office = Office {
             port: port.clone(),
@@ -228,7 +245,7 @@ fn guests_max(plan: &Plan) -> u32 {
         .listeners
         .iter()
         .map(|listener| settings::sessions_max(listener, plan.shards));
-    shares.fold(limits::SESSIONS_MAX, u32::min) / 2
+    shares.fold(plan.sessions_max, u32::min) / 2
 }
 
 /// Gives the brain what recovery found, a portion per turn, so that new mail is accepted meanwhile.
@@ -329,7 +346,40 @@ impl<P: Port> Office<P> {
                     |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
                 answer(reply, self.spools.iter().any(|(_, spool)| alarmed(spool)));
             }
+            OperatorRequest::Quarantine(reply) => {
+                let spools = self.spools.clone();
+                self.port.spawn(Class::Control, async move {
+                    let (mut all, mut count) = (Vec::new(), 0);
+                    for (_, spool) in &spools {
+                        let (listed, found) = spool.quarantined().await;
+                        all.extend(listed);
+                        count += found;
+                    }
+                    answer(reply, (all, count));
+                });
+            }
+            OperatorRequest::Release { id, reply } => {
+                let dispatch = Rc::clone(&self.dispatch);
+                self.port.spawn(Class::Control, async move {
+                    answer(reply, dispatch.release(id).await);
+                });
+            }
+            OperatorRequest::Discard { id, reply } => answer(reply, self.discard(id)),
             OperatorRequest::Drain => self.drain.raise(),
+        }
+    }
+
+    fn discard(&self, id: MessageId) -> Result<(), ReleaseError> {
+        let mut spools = self.spools.iter();
+        let spool = spools.find(|(number, _)| *number == id.shard());
+        let (_, spool) = spool.ok_or(ReleaseError::Absent)?;
+        match spool.discard(id) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ReleaseError::Absent),
+            Err(error) => {
+                tracing::error!(%id, %error, "cannot remove a message from quarantine");
+                Err(ReleaseError::Io)
+            }
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct Scale<'a> {
 }
 
 impl Scale<'_> {
-    fn messages(&self, usual: u64, smoke: u64) -> u64 {
+    pub(crate) fn messages(&self, usual: u64, smoke: u64) -> u64 {
         let usual = if self.smoke { smoke } else { usual };
         self.messages.unwrap_or(usual)
     }

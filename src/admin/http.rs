@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::metrics::render;
 use super::socket::AdminSocket;
-use super::status::{NodeStatus, PathStatus, SpoolShardStatus};
+use super::status::{NodeStatus, PathStatus, Quarantine, Released, SpoolShardStatus};
 use crate::limits::{ADMIN_BODY_BYTES_MAX, ADMIN_CALLS_MAX};
 
 /// How long the node has for an answer; a shard that needs longer is stuck, and that is the news.
@@ -53,6 +53,25 @@ pub enum Call {
         selector: Selector,
         /// The way back.
         reply: oneshot::Sender<Changed>,
+    },
+    /// What is in quarantine.
+    Quarantine {
+        /// The way back.
+        reply: oneshot::Sender<Quarantine>,
+    },
+    /// Send a message in quarantine as a new one.
+    Release {
+        /// Which message.
+        id: String,
+        /// The way back; an error is a sentence.
+        reply: oneshot::Sender<Result<Released, String>>,
+    },
+    /// Remove a message from quarantine for good.
+    Discard {
+        /// Which message.
+        id: String,
+        /// The way back; an error is a sentence.
+        reply: oneshot::Sender<Result<Released, String>>,
     },
     /// Try the disk again on every shard that stopped accepting because a write failed.
     ProbeSpool {
@@ -129,6 +148,9 @@ fn router(calls: mpsc::Sender<Call>) -> Router {
         .route("/suspend", post(suspend))
         .route("/resume", post(resume))
         .route("/spool/probe", post(probe))
+        .route("/quarantine", get(quarantine))
+        .route("/quarantine/release", post(release))
+        .route("/quarantine/delete", post(discard))
         .fallback(unknown)
         .layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES_MAX))
         .with_state(calls)
@@ -224,6 +246,38 @@ async fn probe(State(calls): Calls) -> Result<Json<Probed>, Refusal> {
     ask(&calls, |reply| Call::ProbeSpool { reply })
         .await
         .map(Json)
+}
+
+/// The body of a release or a delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    /// The message, sixteen hexadecimal digits.
+    pub id: String,
+}
+
+type WhichBody = Result<Json<Which>, JsonRejection>;
+
+fn which(body: WhichBody) -> Result<String, Refusal> {
+    let Json(which) = body.map_err(|rejection| Refusal::Wrong(rejection.body_text()))?;
+    Ok(which.id)
+}
+
+async fn quarantine(State(calls): Calls) -> Result<Json<Quarantine>, Refusal> {
+    let listed = ask(&calls, |reply| Call::Quarantine { reply }).await?;
+    Ok(Json(listed))
+}
+
+async fn release(State(calls): Calls, body: WhichBody) -> Result<Json<Released>, Refusal> {
+    let id = which(body)?;
+    let done = ask(&calls, |reply| Call::Release { id, reply }).await?;
+    done.map(Json).map_err(Refusal::Wrong)
+}
+
+async fn discard(State(calls): Calls, body: WhichBody) -> Result<Json<Released>, Refusal> {
+    let id = which(body)?;
+    let done = ask(&calls, |reply| Call::Discard { id, reply }).await?;
+    done.map(Json).map_err(Refusal::Wrong)
 }
 
 async fn unknown() -> Refusal {

@@ -27,7 +27,10 @@ const SHARD_GAUGES: [Gauge<ShardStatus>; 5] = [
     }),
 ];
 
-const SPOOL_GAUGES: [Gauge<SpoolShardStatus>; 6] = [
+const SPOOL_GAUGES: [Gauge<SpoolShardStatus>; 7] = [
+    ("spool_quarantined", "Messages in quarantine.", |spool| {
+        spool.quarantined
+    }),
     (
         "spool_messages",
         "Messages without a final outcome.",

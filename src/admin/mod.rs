@@ -14,7 +14,10 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use http::{ANSWER_TIMEOUT, Call, Changed, Probed, Selector, calls, serve};
+pub use http::{ANSWER_TIMEOUT, Call, Changed, Probed, Selector, Which, calls, serve};
 pub use metrics::render;
 pub use socket::{AdminError, AdminSocket};
-pub use status::{Counters, NodeStatus, PathStatus, ShardStatus, SpoolShardStatus};
+pub use status::{
+    Counters, NodeStatus, PathStatus, Quarantine, QuarantinedMessage, Released, ShardStatus,
+    SpoolShardStatus,
+};

@@ -171,10 +171,46 @@ pub struct SpoolShardStatus {
     pub segments: u64,
     /// Free bytes of the file system.
     pub free_bytes: u64,
+    /// Messages in quarantine.
+    #[serde(default)]
+    pub quarantined: u64,
     /// Whether new mail is accepted.
     pub accepting: bool,
     /// Why not, or what else is wrong; empty: nothing.
     pub alarms: Vec<String>,
+}
+
+/// GET /quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// The messages, a bounded number of them per spool.
+    pub messages: Vec<QuarantinedMessage>,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// One message in quarantine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantinedMessage {
+    /// Its id.
+    pub id: String,
+    /// Why: "poison" or "damaged".
+    pub reason: String,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// When it was accepted, in milliseconds since 1970; none where its record is damaged.
+    pub received_at_ms: Option<u64>,
+    /// The sender; none where its envelope cannot be read.
+    pub sender: Option<String>,
+    /// Recipients that waited.
+    pub waiting: u64,
+}
+
+/// Answer to a release (the new id) or a discard (the id).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// The message.
+    pub id: String,
 }
 
 #[cfg(test)]

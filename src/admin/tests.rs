@@ -80,6 +80,7 @@ fn spool() -> Vec<SpoolShardStatus> {
         live_bytes,
         segments,
         free_bytes,
+        quarantined: 9,
         accepting: false,
         alarms,
     }]
@@ -111,6 +112,12 @@ fn answer(call: Call) {
             );
         }
         Call::Resume { reply, .. } => send(reply, Changed { paths: 0 }),
+        Call::Release { id, reply } => send(reply, Ok(Released { id })),
+        Call::Discard { reply, .. } => send(reply, Err("no such message".to_owned())),
+        Call::Quarantine { reply } => {
+            let (messages, total) = (Vec::new(), 3);
+            send(reply, Quarantine { messages, total });
+        }
         Call::ProbeSpool { reply } => send(reply, Probed { shards: 1 }),
         // As a node that ends: the way back is dropped without an answer.
         Call::Paths { reply } => drop(reply),

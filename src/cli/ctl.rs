@@ -8,13 +8,15 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::run::CONFIG_DEFAULT;
+use super::spool::plain;
 use super::{Failure, print};
 use crate::admin::{
-    ANSWER_TIMEOUT, Changed, Counters, NodeStatus, PathStatus, Probed, Selector, ShardStatus,
-    SpoolShardStatus,
+    self, ANSWER_TIMEOUT, Changed, Counters, NodeStatus, PathStatus, Probed, Quarantine, Released,
+    Selector, ShardStatus, SpoolShardStatus,
 };
 use crate::config;
 use crate::limits::{ADMIN_ANSWER_BYTES_MAX, ADMIN_HEAD_BYTES_MAX};
+use crate::message::MessageId;
 
 /// Ask and steer a running node over its admin socket
 #[derive(Debug, clap::Args)]
@@ -55,9 +57,61 @@ enum Verb {
     /// Send again on some paths
     #[command(after_help = "Example:\n  postrider ctl resume --source ip1")]
     Resume(Which),
+    /// Messages that were put aside: list them, send them after all, or remove them
+    #[command(after_help = "Examples:\n  postrider ctl quarantine list\n  \
+                            postrider ctl quarantine release 0000000000000001\n\
+                            `postrider spool export --quarantined` copies them out of a stopped \
+                            node.")]
+    Quarantine {
+        #[command(subcommand)]
+        verb: Quarantined,
+    },
     /// Let shards that stopped accepting after a write error try the disk again
     #[command(after_help = "Example:\n  postrider ctl probe")]
     Probe,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Quarantined {
+    /// What is in quarantine: id, reason, bytes, sender, recipients that waited
+    #[command(after_help = "Example:\n  postrider ctl quarantine list --json")]
+    List,
+    /// Send a message to those who waited, as a new message with a new id
+    #[command(after_help = "Example:\n  postrider ctl quarantine release 0000000000000001")]
+    Release {
+        /// The message
+        #[arg(value_name = "ID")]
+        id: MessageId,
+    },
+    /// Remove a message for good; nobody is told
+    #[command(after_help = "Example:\n  postrider ctl quarantine delete 0000000000000001")]
+    Delete {
+        /// The message
+        #[arg(value_name = "ID")]
+        id: MessageId,
+    },
+}
+
+impl Quarantined {
+    fn request(&self) -> Result<(&'static str, &'static str, Vec<u8>), Failure> {
+        let body = |id: &MessageId| {
+            let which = admin::Which { id: id.to_string() };
+            serde_json::to_vec(&which).map_err(Failure::failed)
+        };
+        Ok(match self {
+            Self::List => ("GET", "/quarantine", Vec::new()),
+            Self::Release { id } => ("POST", "/quarantine/release", body(id)?),
+            Self::Delete { id } => ("POST", "/quarantine/delete", body(id)?),
+        })
+    }
+
+    fn show(&self, answer: &[u8]) -> Result<String, Failure> {
+        Ok(match self {
+            Self::List => show_quarantine(&read(answer)?),
+            Self::Release { .. } => format!("released as {}\n", read::<Released>(answer)?.id),
+            Self::Delete { .. } => format!("{} removed\n", read::<Released>(answer)?.id),
+        })
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +145,7 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
         Verb::Suspend(which) => ("POST", "/suspend", which.body()?),
         Verb::Resume(which) => ("POST", "/resume", which.body()?),
         Verb::Probe => ("POST", "/spool/probe", Vec::new()),
+        Verb::Quarantine { verb } => verb.request()?,
     };
     let answer = request(&socket, method, path, &body)
         .map_err(|error| Failure::Failed(format!("{}: {error}", socket.display())))?;
@@ -108,6 +163,7 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
         Verb::Suspend(_) => format!("{} paths suspended\n", read::<Changed>(&answer)?.paths),
         Verb::Resume(_) => format!("{} paths resumed\n", read::<Changed>(&answer)?.paths),
         Verb::Probe => format!("{} shards try again\n", read::<Probed>(&answer)?.shards),
+        Verb::Quarantine { verb } => verb.show(&answer)?,
         Verb::Metrics => return Ok(()),
     })
 }
@@ -308,6 +364,23 @@ fn show_paths(paths: &[PathStatus]) -> String {
     table(&rows)
 }
 
+fn show_quarantine(quarantine: &Quarantine) -> String {
+    let mut rows = vec![row(["id", "reason", "bytes", "waiting", "sender"])];
+    for message in &quarantine.messages {
+        let sender = message.sender.as_deref().unwrap_or("?");
+        rows.push(vec![
+            // As a word: an id is no number to be aligned to the right.
+            message.id.clone(),
+            message.reason.clone(),
+            message.bytes.to_string(),
+            message.waiting.to_string(),
+            format!("<{}>", plain(sender)),
+        ]);
+    }
+    let shown = quarantine.messages.len();
+    format!("{}{shown} of {} messages\n", table(&rows), quarantine.total)
+}
+
 fn show_spool(shards: &[SpoolShardStatus]) -> String {
     let head = [
         "shard",
@@ -315,6 +388,7 @@ fn show_spool(shards: &[SpoolShardStatus]) -> String {
         "live",
         "segments",
         "free",
+        "quarantined",
         "accepting",
         "alarms",
     ];
@@ -326,6 +400,7 @@ fn show_spool(shards: &[SpoolShardStatus]) -> String {
             mebibytes(shard.live_bytes),
             shard.segments.to_string(),
             mebibytes(shard.free_bytes),
+            shard.quarantined.to_string(),
             if shard.accepting { "yes" } else { "NO" }.to_owned(),
             shard.alarms.join("; "),
         ]);

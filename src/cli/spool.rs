@@ -5,17 +5,19 @@
 
 mod export;
 mod place;
+mod quarantine;
 mod words;
 
 use std::collections::HashSet;
 use std::io::{BufWriter, StdoutLock, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use self::place::Place;
 use self::words::Row;
+pub(in crate::cli) use self::words::plain;
 use super::run::CONFIG_DEFAULT;
 use super::{Failure, print, print_json};
 use crate::config;
@@ -50,8 +52,13 @@ enum Verb {
     #[command(after_help = "Example:\n  postrider spool verify --data /var/lib/postrider")]
     Verify,
     /// One line per waiting message: id, received, bytes, sender, recipients waiting, attempts, due
-    #[command(after_help = "Example:\n  postrider spool list --json | head")]
-    List,
+    #[command(after_help = "Examples:\n  postrider spool list --json | head\n  \
+                            postrider spool list --quarantined")]
+    List {
+        /// What was put aside instead: damaged, or in hand at repeated crashes
+        #[arg(long)]
+        quarantined: bool,
+    },
     /// One waiting message: its envelope, its header section, and who waits
     #[command(after_help = "Example:\n  postrider spool show 0000000000000001")]
     Show {
@@ -62,7 +69,8 @@ enum Verb {
     /// Copy waiting messages out: ID.eml for each, and envelopes.jsonl for all
     #[command(after_help = "Examples:\n  \
         postrider spool export --out /tmp/mail\n  \
-        postrider spool export --out /tmp/mail 0000000000000001\n\
+        postrider spool export --out /tmp/mail 0000000000000001\n  \
+        postrider spool export --out /tmp/mail --quarantined\n\
         Never overwrites. A damaged message becomes ID.damaged, and the exit code 1.")]
     Export(export::Args),
     /// Messages, bytes, segments and damage, by shard
@@ -77,7 +85,8 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
     };
     match &args.verb {
         Verb::Verify => verify(&place, args.json),
-        Verb::List => list(&place, args.json),
+        Verb::List { quarantined: true } => quarantine::list(&place, args.json),
+        Verb::List { quarantined: false } => list(&place, args.json),
         Verb::Show { id } => show(&place, *id, args.json),
         Verb::Export(which) => export::execute(&place, which, args.json),
         Verb::Stats => stats(&place, args.json),
@@ -303,7 +312,7 @@ fn stats(place: &Place, json: bool) -> Result<(), Failure> {
             "settled_records": report.settled_records,
             "damage": (report.damage.len() - torn) as u64 + report.damage_unlisted,
             "torn": torn,
-            "quarantined": quarantined(&place.directory(*shard)),
+            "quarantined": quarantine::asides(place, *shard)?.len(),
             "closed_in_order": report.clean,
         }));
     }
@@ -320,13 +329,4 @@ fn stats(place: &Place, json: bool) -> Result<(), Failure> {
         out.push_str(&format!("{}\n", fields.join(", ")));
     }
     print(&out)
-}
-
-/// Files that the node put aside because they could not be trusted.
-fn quarantined(directory: &Path) -> usize {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name());
-    names
-        .filter(|name| name.to_string_lossy().starts_with("quarantine-"))
-        .count()
 }

@@ -423,6 +423,7 @@ fn build_delivery(row: &Row) -> Option<Delivery> {
 
 fn build_spool(row: &Row) -> Option<Spool> {
     Some(Spool {
+        poison_crashes: u32::try_from(cell!(row, "poison_crashes", Number)?).ok()?,
         segment_size: cell!(row, "segment_size", Number)?,
         free_space_min: cell!(row, "free_space_min", Number)?,
     })

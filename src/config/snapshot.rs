@@ -157,6 +157,8 @@ pub struct Delivery {
 /// `[spool]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spool {
+    /// At so many crashes in hand a message goes to quarantine.
+    pub poison_crashes: u32,
     /// Bytes of one message log segment.
     pub segment_size: u64,
     /// Free bytes of the file system under which new mail is refused with 452.

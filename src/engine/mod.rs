@@ -3,12 +3,14 @@
 //! `uring` is production, `sim` the seeded world of the tests, `sys` the only place with unsafe
 //! code.
 
+pub mod guarded;
 pub mod mesh;
 pub mod port;
 pub mod sim;
 pub mod sys;
 pub mod uring;
 
+pub use guarded::Guarded;
 pub use port::{
     Class, Map, Moving, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, Usage, yield_now,
 };
@@ -16,3 +18,4 @@ pub use sys::blanks;
 pub use sys::block::Block;
 pub use sys::ifma;
 pub use sys::map::FileMap;
+pub use sys::shared::{CrashWatch, SharedWords, Words};

@@ -45,6 +45,14 @@ pub enum Class {
     Background,
 }
 
+impl Class {
+    /// Whether such a task serves one connection, and the node goes on without it.
+    #[must_use]
+    pub fn is_expendable(self) -> bool {
+        matches!(self, Self::Ingress | Self::Egress)
+    }
+}
+
 /// Why a connection could not be used. Closed, so that the queue can decide by the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NetError {
@@ -195,8 +203,13 @@ pub trait Port: Clone + 'static {
     /// Random bits; not for keys.
     fn random(&self) -> u64;
 
-    /// Starts a task on this shard. A panic inside it ends that task alone and is logged.
+    /// Starts a task on this shard. A panic inside it is logged. In a connection's task
+    /// ([`Class::is_expendable`]) it ends that task alone; any other task is the only one of its
+    /// kind, and its panic ends the process.
     fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static);
+
+    /// Ends the process, because a panic has left `what` half changed.
+    fn give_up(&self, what: &str);
 
     /// Waits until `deadline` (resolution: a millisecond; never early).
     fn sleep_until(&self, deadline: Mono) -> impl Future<Output = ()> + 'static;

@@ -22,11 +22,12 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use crate::engine::{NetError, Port, Signal, Stream};
+use crate::engine::{Class, NetError, Port, Signal, Stream};
 use crate::limits;
-use crate::message::EnhancedStatus;
+use crate::message::MessageId;
 use crate::queue::{Cause, CauseKind, ConnectionId, EntryId};
 use crate::service::dispatch::{Dispatch, Path};
+use crate::service::hands::{Mark, Owner};
 use crate::service::held::Held;
 use crate::service::mesh::Failure;
 use crate::smtp::client::{
@@ -36,15 +37,81 @@ use crate::smtp::client::{
 use crate::time::Mono;
 
 /// What the brain's side and a connection's task share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Link {
     assigned: RefCell<VecDeque<EntryId>>,
-    in_hand: Cell<usize>,
+    /// What is in hand: known here, because the task may die with it.
+    taken: RefCell<Vec<Taken>>,
+    owner: Owner,
     closing: Cell<bool>,
     changed: Signal,
 }
 
+/// An entry in the hands of a connection.
+#[derive(Debug)]
+pub struct Taken {
+    /// The entry.
+    pub entry: EntryId,
+    /// Recipients whose end has been reported.
+    pub settled: Vec<u32>,
+    mark: Mark,
+}
+
+impl Taken {
+    /// The message.
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        self.mark.id()
+    }
+}
+
 impl Link {
+    /// The link of a new connection.
+    #[must_use]
+    pub fn new(owner: Owner) -> Self {
+        Self {
+            assigned: RefCell::default(),
+            taken: RefCell::default(),
+            owner,
+            closing: Cell::new(false),
+            changed: Signal::default(),
+        }
+    }
+
+    /// Who the connection is, among those that have something in hand.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Notes an entry as in hand.
+    pub fn take(&self, entry: EntryId, mark: Mark) {
+        let settled = Vec::new();
+        self.taken.borrow_mut().push(Taken {
+            entry,
+            settled,
+            mark,
+        });
+    }
+
+    /// The entry is in hand no more.
+    pub fn let_go(&self, entry: EntryId) {
+        self.taken.borrow_mut().retain(|taken| taken.entry != entry);
+    }
+
+    fn settled(&self, entry: EntryId, recipients: impl Iterator<Item = u32>) {
+        let mut taken = self.taken.borrow_mut();
+        if let Some(taken) = taken.iter_mut().find(|taken| taken.entry == entry) {
+            taken.settled.extend(recipients);
+        }
+    }
+
+    /// All that was in hand, when the task that had it is dead.
+    #[must_use]
+    pub fn taken_over(&self) -> Vec<Taken> {
+        self.taken.take()
+    }
+
     /// Hands an entry to the connection.
     pub fn assign(&self, entry: EntryId) {
         self.assigned.borrow_mut().push_back(entry);
@@ -66,10 +133,11 @@ impl Link {
     /// Whether a transaction is under way: a drain waits for its end.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.in_hand.get() > 0
+        !self.taken.borrow().is_empty()
     }
 
-    fn next(&self) -> Option<EntryId> {
+    /// The next entry that is assigned and not begun.
+    pub fn next(&self) -> Option<EntryId> {
         self.assigned.borrow_mut().pop_front()
     }
 }
@@ -89,15 +157,53 @@ struct InHand {
     cause: Cause,
 }
 
-/// Drives one connection from its dial to its end and reports both to the brain.
+/// Drives one connection from its dial to its end and reports both to the brain; also where the task
+/// panics.
 pub async fn connection<P: Port>(
     dispatch: Rc<Dispatch<P>>,
     path: Rc<Path>,
     id: ConnectionId,
     link: Rc<Link>,
 ) {
-    if let Some((status, text)) = dispatch.dead_end(&path).await {
-        turn_back(&dispatch, id, &link, status, &text).await;
+    let (hands, owner) = (Rc::clone(dispatch.hands()), link.owner());
+    let _witness = Witness {
+        dispatch: Rc::clone(&dispatch),
+        id,
+        link: Rc::clone(&link),
+    };
+    hands.during(owner, drive(dispatch, path, id, link)).await;
+}
+
+/// Sees to it that the brain hears of a connection whose task has panicked: a bug that one message
+/// or one peer brings out must not leave mail in hand for ever, nor a connection counted.
+struct Witness<P: Port> {
+    dispatch: Rc<Dispatch<P>>,
+    id: ConnectionId,
+    link: Rc<Link>,
+}
+
+impl<P: Port> Drop for Witness<P> {
+    fn drop(&mut self) {
+        // An orderly end, or that of the whole process, was reported or needs no report.
+        if !std::thread::panicking() {
+            return;
+        }
+        let (dispatch, id, link) = (Rc::clone(&self.dispatch), self.id, Rc::clone(&self.link));
+        // By a task of its own: nothing more may go wrong while this one unwinds.
+        self.dispatch
+            .port
+            .spawn(Class::Control, async move { dispatch.mourn(id, &link) });
+    }
+}
+
+async fn drive<P: Port>(
+    dispatch: Rc<Dispatch<P>>,
+    path: Rc<Path>,
+    id: ConnectionId,
+    link: Rc<Link>,
+) {
+    if dispatch.is_dead_end(&path).await {
+        turn_back(&dispatch, id, &link).await;
         return;
     }
     let mut failure = Cause::bare(CauseKind::Connection);
@@ -131,19 +237,14 @@ pub async fn connection<P: Port>(
 }
 
 /// Takes the place of a connection where there is nowhere to connect to: every entry that the brain
-/// assigns fails for good, and its sender is told.
-async fn turn_back<P: Port>(
-    dispatch: &Dispatch<P>,
-    id: ConnectionId,
-    link: &Link,
-    status: EnhancedStatus,
-    text: &str,
-) {
+/// assigns is routed anew.
+async fn turn_back<P: Port>(dispatch: &Dispatch<P>, id: ConnectionId, link: &Link) {
     dispatch.connected(id, 1);
     loop {
         while let Some(entry) = link.next() {
-            if let Some(work) = dispatch.begin(entry, true).await {
-                dispatch.failed(entry, &work.held, work.recipients, status, text);
+            if let Some(work) = dispatch.begin(entry, link, true).await {
+                dispatch.reroute(entry, &work);
+                link.let_go(entry);
             }
             dispatch.free(id);
         }
@@ -306,8 +407,19 @@ impl<'a, P: Port> Connection<'a, P> {
     fn has_work(&self) -> bool {
         !self.events.is_empty()
             || (self.client.can_send()
-                && (!self.link.assigned.borrow().is_empty()
-                    || self.in_hand.iter().any(|hand| hand.trying.is_empty())))
+                && (self.may_begin() || self.in_hand.iter().any(|hand| hand.trying.is_empty())))
+    }
+
+    /// Whether the next assigned entry may be begun: a suspect is alone on its connection, so that
+    /// a crash accuses nobody else.
+    fn may_begin(&self) -> bool {
+        let Some(next) = self.link.assigned.borrow().front().copied() else {
+            return false;
+        };
+        let mut in_hand = self.in_hand.iter();
+        self.in_hand.is_empty()
+            || !(self.dispatch.is_suspect(next)
+                || in_hand.any(|hand| self.dispatch.is_suspect(hand.entry)))
     }
 
     async fn wait(
@@ -370,11 +482,15 @@ impl<'a, P: Port> Connection<'a, P> {
                 }
                 continue;
             }
+            if !self.may_begin() {
+                return;
+            }
             let Some(entry) = self.link.next() else {
                 return;
             };
             let eight_bit_mime = self.client.capabilities().eight_bit_mime;
-            let Some(work) = self.dispatch.begin(entry, eight_bit_mime).await else {
+            let begun = self.dispatch.begin(entry, self.link, eight_bit_mime);
+            let Some(work) = begun.await else {
                 // The message is gone or unreadable; the dispatcher has told the brain.
                 self.dispatch.free(self.id);
                 continue;
@@ -389,7 +505,6 @@ impl<'a, P: Port> Connection<'a, P> {
                 cause: Cause::SETTLED,
             };
             self.in_hand.push(hand);
-            self.link.in_hand.set(self.in_hand.len());
         }
     }
 
@@ -419,6 +534,9 @@ impl<'a, P: Port> Connection<'a, P> {
             hand.untried.push_front(recipient);
         }
         let held = Arc::clone(&hand.held);
+        let failed = attempt.failed.iter().map(|failure| failure.recipient);
+        self.link
+            .settled(hand.entry, attempt.delivered.iter().copied().chain(failed));
         self.dispatch
             .settle_attempt(&held, attempt.delivered, attempt.failed);
         let lost = !self.client.can_send() && self.client.is_spent();
@@ -430,13 +548,13 @@ impl<'a, P: Port> Connection<'a, P> {
     /// Reports an entry that this connection will not touch again.
     fn end_entry(&mut self, position: usize) {
         let mut hand = self.in_hand.swap_remove(position);
-        self.link.in_hand.set(self.in_hand.len());
         if !hand.untried.is_empty() && hand.put_off.is_empty() {
             hand.cause = Cause::bare(CauseKind::NotTried);
         }
         hand.put_off.extend(hand.untried);
         self.dispatch
             .attempted(hand.entry, &hand.held, &hand.put_off, hand.cause);
+        self.link.let_go(hand.entry);
         self.dispatch.free(self.id);
     }
 

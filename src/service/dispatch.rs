@@ -16,14 +16,16 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{Class, Port, Signal};
+use crate::engine::{Class, Guarded, Port, Signal};
 use crate::limits;
 use crate::message::{Domain, EnhancedStatus, MessageId};
 use crate::queue::{
     Action, Cause, CauseKind, ConnectionId, EntryId, Event, PathId, Queue, Recipients,
 };
 use crate::routing::{Own, RouteTable};
+use crate::service::dates::Dates;
 use crate::service::delivery::{self, Link};
+use crate::service::hands::Hands;
 use crate::service::held::{FreshBudget, Held};
 use crate::service::mesh::{Bounce, Failure, LendError, Mesh, ShardMessage, Target, Transfer};
 use crate::service::resolver::Resolver;
@@ -37,6 +39,7 @@ mod intake;
 mod letters;
 mod operator;
 mod settlements;
+mod suspects;
 mod ways;
 
 /// A source address with its name, as delivery needs it.
@@ -173,7 +176,7 @@ pub struct Dispatch<P: Port> {
     overflow: RefCell<HashMap<u16, VecDeque<ShardMessage>>>,
     resolver: Resolver<P>,
     signer: Rc<SignService<P>>,
-    brain: RefCell<Queue<Option<Arc<Held>>>>,
+    brain: Guarded<P, Queue<Option<Arc<Held>>>>,
     actions: RefCell<Vec<Action>>,
     paths: RefCell<HashMap<PathId, Rc<Path>>>,
     links: RefCell<HashMap<ConnectionId, Rc<Link>>>,
@@ -186,6 +189,12 @@ pub struct Dispatch<P: Port> {
     fresh: Arc<FreshBudget>,
     counters: Cell<Counters>,
     stopping: Cell<bool>,
+    hands: Rc<Hands>,
+    dates: RefCell<Dates>,
+    /// What was in hand at a crash and waits for its turn to be tried.
+    suspects: RefCell<VecDeque<Transfer>>,
+    trying_suspects: Cell<bool>,
+    suspect_changed: Signal,
 }
 
 /// A message asked for from another shard.
@@ -205,11 +214,11 @@ impl<P: Port> Dispatch<P> {
         resolver: Resolver<P>,
         signer: Rc<SignService<P>>,
         queue: Queue<Option<Arc<Held>>>,
+        hands: Rc<Hands>,
     ) -> Rc<Self> {
         assert!(!spools.is_empty(), "a shard without a spool");
         assert!(!settings.sources.is_empty(), "a node without a source");
         let dispatch = Rc::new_cyclic(|me: &Weak<Self>| Self {
-            port,
             settings,
             me: me.clone(),
             spools,
@@ -217,7 +226,7 @@ impl<P: Port> Dispatch<P> {
             overflow: RefCell::default(),
             resolver,
             signer,
-            brain: RefCell::new(queue),
+            brain: Guarded::new(port.clone(), "the queue", queue),
             actions: RefCell::default(),
             paths: RefCell::default(),
             links: RefCell::default(),
@@ -230,6 +239,12 @@ impl<P: Port> Dispatch<P> {
             fresh: Arc::default(),
             counters: Cell::default(),
             stopping: Cell::new(false),
+            dates: RefCell::new(hands.dates()),
+            hands,
+            suspects: RefCell::default(),
+            trying_suspects: Cell::new(false),
+            suspect_changed: Signal::default(),
+            port,
         });
         for (_, spool) in &dispatch.spools {
             // Counted when durable: an accounting figure never runs ahead of its settlement.
@@ -237,6 +252,9 @@ impl<P: Port> Dispatch<P> {
             spool.on_settled(move |settlement| {
                 if let Some(me) = me.upgrade() {
                     me.count_settlement(settlement.kind);
+                    if settlement.kind == SettlementKind::Quarantined {
+                        me.clear_suspect(settlement.id);
+                    }
                 }
             });
         }
@@ -248,8 +266,10 @@ impl<P: Port> Dispatch<P> {
             SettlementKind::Delivered => counters.delivered += 1,
             SettlementKind::Failed => counters.failed += 1,
             SettlementKind::Expired => counters.expired += 1,
-            SettlementKind::Dropped | SettlementKind::Damaged | SettlementKind::Deferred { .. } => {
-            }
+            SettlementKind::Dropped
+            | SettlementKind::Damaged
+            | SettlementKind::Quarantined
+            | SettlementKind::Deferred { .. } => {}
         });
     }
 
@@ -293,10 +313,23 @@ impl<P: Port> Dispatch<P> {
 
     /// Takes over recipients whose egress path lives here.
     fn take_over(&self, transfer: Transfer) {
+        if self.hands.is_suspect(transfer.id) {
+            self.hold_back(transfer);
+        } else {
+            self.enter(transfer);
+        }
+    }
+
+    /// Hands recipients to the brain.
+    fn enter(&self, transfer: Transfer) {
         let (now, wall) = (self.port.now(), self.port.wall());
+        self.read_clocks();
+        let dates = self.dates.borrow();
         // A due date was written by a clock that may have been set back since: it never makes an
         // entry wait longer than the schedule could have.
-        let wait = transfer.due.since(wall).min(self.settings.wait_max);
+        let wait = dates.due(transfer.due).since(wall);
+        let wait = wait.min(self.settings.wait_max);
+        drop(dates);
         let path = self.path(transfer.source, &transfer.site, &transfer.target);
         self.apply(Event::Enqueue {
             path,
@@ -307,6 +340,30 @@ impl<P: Port> Dispatch<P> {
             due: now.after(wait),
             payload: transfer.held,
         });
+    }
+
+    /// How old mail is that was received then; jumps of the date do not count.
+    fn age_of(&self, received_at: Wall) -> Duration {
+        self.read_clocks();
+        self.dates.borrow().age(received_at, self.port.wall())
+    }
+
+    /// Looks whether the date has jumped.
+    fn read_clocks(&self) {
+        let (now, wall) = (self.port.now(), self.port.wall());
+        if self.dates.borrow_mut().observe(now, wall) {
+            tracing::warn!("the wall clock has jumped: mail ages by the time that has passed");
+        }
+    }
+
+    /// Writes the date down now and then, for the next start; runs for ever.
+    pub async fn keep_dates(&self) {
+        loop {
+            self.read_clocks();
+            self.hands.note_dates(&self.dates.borrow());
+            let then = self.port.now().after(DATES_PAUSE);
+            self.port.sleep_until(then).await;
+        }
     }
 
     fn path(&self, source: u16, site: &Arc<str>, target: &Target) -> PathId {
@@ -405,7 +462,7 @@ impl<P: Port> Dispatch<P> {
         let Some(path) = known else {
             unreachable!("the brain dials a path that it was never asked for")
         };
-        let link = Rc::new(Link::default());
+        let link = Rc::new(Link::new(self.hands.owner()));
         self.links.borrow_mut().insert(connection, Rc::clone(&link));
         let me = self.rc();
         let task = delivery::connection(me, path, connection, link);
@@ -436,11 +493,32 @@ impl<P: Port> Dispatch<P> {
         self.apply(Event::Free { connection });
     }
 
-    /// Gets an assigned entry's message ready, or tells the brain why that cannot be.
+    /// Takes an assigned entry in hand for a connection and gets its message ready, or tells the
+    /// brain why that cannot be.
     ///
     /// `eight_bit_mime` says whether the receiver takes 8-bit mail; for one that does not the
     /// message is converted, before it is signed (RFC 6376 5.3).
-    pub async fn begin(&self, entry: EntryId, eight_bit_mime: bool) -> Option<Work> {
+    pub async fn begin(&self, entry: EntryId, link: &Link, eight_bit_mime: bool) -> Option<Work> {
+        let id = self.brain.borrow().get(entry)?.message();
+        if self.hands.is_condemned(id) {
+            // Another entry of it was in hand too often; it is on its way to quarantine.
+            self.apply(Event::Outcome {
+                entry,
+                deferred: None,
+                cause: Cause::SETTLED,
+            });
+            return None;
+        }
+        link.take(entry, self.hands.hold(id, link.owner()));
+        let work = self.prepare(entry, eight_bit_mime).await;
+        if work.is_none() {
+            link.let_go(entry);
+            self.acquit(id);
+        }
+        work
+    }
+
+    async fn prepare(&self, entry: EntryId, eight_bit_mime: bool) -> Option<Work> {
         let (id, recipients, held) = {
             let brain = self.brain.borrow();
             let assigned = brain.get(entry)?;
@@ -519,6 +597,7 @@ impl<P: Port> Dispatch<P> {
             });
         }
         if !failed.is_empty() {
+            self.hands.bouncing(held.id);
             self.bounce(Bounce {
                 id: held.id,
                 failures: failed,
@@ -530,6 +609,7 @@ impl<P: Port> Dispatch<P> {
 
     /// An attempt has ended: the entry goes, or waits with the recipients that were put off.
     pub fn attempted(&self, entry: EntryId, held: &Held, put_off: &[u32], cause: Cause) {
+        self.acquit(held.id);
         let deferred = Recipients::many(put_off);
         if deferred.is_some() {
             self.signer.keep(held);
@@ -563,6 +643,9 @@ impl<P: Port> Dispatch<P> {
         }
     }
 }
+
+/// How far the date that was written down may be behind.
+const DATES_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a message cannot be signed now, for the operator.
 fn unsigned(error: SignError) -> &'static str {

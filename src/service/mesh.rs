@@ -17,6 +17,7 @@ use crate::service::dispatch::Counters;
 use crate::service::held::Held;
 use crate::service::resolver::{MailAnswer, Question};
 use crate::service::smtpd::MovingSession;
+use crate::service::spooler::{Listed, ReleaseError};
 use crate::spool::{Settlement, SpoolStatus};
 use crate::time::{Mono, Wall};
 
@@ -43,6 +44,8 @@ pub enum ShardMessage {
     },
     /// Home shard to storing shard: what became of recipients.
     Settle(Settlement),
+    /// Home shard to storing shard: put this message into quarantine; it was in hand too often.
+    SetAside(MessageId),
     /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
     Bounce(Box<Bounce>),
     /// Shard to shard: I have mail for this egress path, and you and others its connections.
@@ -158,6 +161,22 @@ pub enum OperatorRequest {
         stop: bool,
         /// The way back.
         reply: oneshot::Sender<u64>,
+    },
+    /// List what is in quarantine: a bounded number per spool, and how many there are.
+    Quarantine(oneshot::Sender<(Vec<Listed>, u64)>),
+    /// Send a message in quarantine after all; answers its new id.
+    Release {
+        /// Which message.
+        id: MessageId,
+        /// The way back.
+        reply: oneshot::Sender<Result<MessageId, ReleaseError>>,
+    },
+    /// Remove a message from quarantine for good.
+    Discard {
+        /// Which message.
+        id: MessageId,
+        /// The way back.
+        reply: oneshot::Sender<Result<(), ReleaseError>>,
     },
     /// Try the disk again after an alarm; answers whether there was one.
     Probe(oneshot::Sender<bool>),

@@ -1,8 +1,10 @@
 //! service - thin drivers on the port: they move bytes, the machines they drive decide.
 
 pub mod balance;
+pub mod dates;
 pub mod delivery;
 pub mod dispatch;
+pub mod hands;
 pub mod held;
 pub mod mesh;
 pub mod resolver;

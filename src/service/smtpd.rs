@@ -90,12 +90,16 @@ pub struct Sessions {
     draining: Cell<bool>,
     changed: Signal,
     balance: RefCell<Balance>,
+    /// Bytes that sessions hold, and may hold.
+    memory: Cell<u64>,
+    memory_max: u64,
+    open_max: u32,
 }
 
 impl Sessions {
-    /// None yet.
+    /// None yet; at most `open_max` at a time, which together may hold `memory_max` bytes.
     #[must_use]
-    pub fn new(balance: Balance) -> Self {
+    pub fn new(open_max: u32, memory_max: u64, balance: Balance) -> Self {
         Self {
             open: Cell::default(),
             total: Cell::default(),
@@ -104,7 +108,16 @@ impl Sessions {
             draining: Cell::default(),
             changed: Signal::default(),
             balance: RefCell::new(balance),
+            memory: Cell::default(),
+            memory_max,
+            open_max: open_max.min(limits::SESSIONS_MAX),
         }
+    }
+
+    /// Bytes that sessions hold.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.memory.get()
     }
 
     /// How many sessions are open.
@@ -145,6 +158,8 @@ impl Sessions {
 struct Place {
     sessions: Rc<Sessions>,
     listener: Rc<Listener>,
+    /// Bytes that the session holds.
+    bytes: Cell<usize>,
 }
 
 impl Place {
@@ -154,12 +169,24 @@ impl Place {
         Self {
             sessions: Rc::clone(sessions),
             listener: Rc::clone(listener),
+            bytes: Cell::default(),
         }
+    }
+
+    /// Charges the shard's budget for what the session holds now; false where that is too much and
+    /// the session must end.
+    fn charge(&self, bytes: usize) -> bool {
+        let before = self.bytes.replace(bytes);
+        let memory = &self.sessions.memory;
+        memory.set(memory.get() + bytes as u64 - before as u64);
+        let grown = bytes > before && bytes > limits::SESSION_MEMORY_MIN;
+        !(grown && memory.get() > self.sessions.memory_max)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.charge(0);
         for count in [&self.sessions.open, &self.listener.open] {
             assert!(count.get() > 0, "a session ended that was never counted");
         }
@@ -190,7 +217,7 @@ pub async fn serve<P: Port, I: Intake>(
             return;
         }
         let full =
-            listener.open.get() >= listener.sessions_max || sessions.open() >= limits::SESSIONS_MAX;
+            listener.open.get() >= listener.sessions_max || sessions.open() >= sessions.open_max;
         if full {
             sessions.refused.set(sessions.refused.get() + 1);
             let refusal = turn_away(port.clone(), stream, Rc::clone(&listener));
@@ -314,7 +341,16 @@ impl<P: Port, I: Intake> Session<P, I> {
             let deadline = self.port.now().after(self.listener().idle_timeout);
             next = match stream.recv(deadline).await {
                 Ok(chunk) if chunk.is_empty() => return,
-                Ok(chunk) => self.feed(&mut server, chunk, &mut out).await,
+                Ok(chunk) => {
+                    let next = self.feed(&mut server, chunk, &mut out).await;
+                    if self.place.charge(server.memory()) {
+                        next
+                    } else {
+                        // Growing on would end the process, and with it everybody's session.
+                        server.overload(&mut out);
+                        Next::Close
+                    }
+                }
                 Err(NetError::TimedOut) => {
                     server.timeout(&mut out);
                     Next::Close
@@ -350,7 +386,9 @@ impl<P: Port, I: Intake> Session<P, I> {
             let moved = &self.place.sessions.moved;
             return moved.set(moved.get() + 1);
         };
-        let Place { sessions, listener } = &self.place;
+        let Place {
+            sessions, listener, ..
+        } = &self.place;
         adopt(&self.port, *back, listener, sessions, &self.intake);
     }
 

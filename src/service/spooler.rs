@@ -32,9 +32,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::engine::{Class, OpenMode, Port, Signal};
+use crate::engine::{Class, Guarded, OpenMode, Port, Signal};
 use crate::limits;
 use crate::message::{Content, Envelope, MessageId};
+use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
     Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
@@ -43,9 +44,11 @@ use crate::spool::{
 use crate::time::{Mono, Wall};
 
 mod late;
+mod quarantine;
 mod read;
 mod recovery;
 
+pub use self::quarantine::{Listed, ReleaseError};
 use self::recovery::recover;
 
 /// How often a segment that readers hold is looked at again.
@@ -156,7 +159,7 @@ type Callback = Box<dyn Fn(&Settlement)>;
 struct Inner<P: Port> {
     port: P,
     directory: PathBuf,
-    core: RefCell<Spool>,
+    core: Guarded<P, Spool>,
     files: RefCell<HashMap<(Log, u32), P::File>>,
     maps: RefCell<HashMap<u32, Arc<P::Map>>>,
     releasing: RefCell<Vec<u32>>,
@@ -167,6 +170,11 @@ struct Inner<P: Port> {
     /// Messages whose envelope could not be read.
     late: RefCell<VecDeque<MessageId>>,
     late_pause: Cell<Duration>,
+    /// What was in hand at crashes, once the shard has said so.
+    hands: RefCell<Option<Rc<Hands>>>,
+    /// Files in quarantine, and those of them that are poison.
+    quarantined: Cell<u64>,
+    poison: Cell<u64>,
 }
 
 /// Appends that wait for their group.
@@ -260,7 +268,7 @@ impl<P: Port> Spooler<P> {
         let inner = Rc::new(Inner {
             port: port.clone(),
             directory: config.directory,
-            core: RefCell::new(opened.core),
+            core: Guarded::new(port.clone(), "the spool", opened.core),
             files: RefCell::new(opened.files),
             maps: RefCell::new(HashMap::new()),
             releasing: RefCell::default(),
@@ -270,7 +278,11 @@ impl<P: Port> Spooler<P> {
             stopped: Cell::new(false),
             late: RefCell::default(),
             late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
+            hands: RefCell::default(),
+            quarantined: Cell::new(0),
+            poison: Cell::new(0),
         });
+        inner.count_asides();
         let spooler = Self(inner);
         let mut cursor = LoadCursor { segments, next: 0 };
         cursor.segments.reverse();
@@ -382,7 +394,11 @@ impl<P: Port> Spooler<P> {
             let Some((id, extent, pending)) = waiting else {
                 continue;
             };
-            match self.0.head(id, &extent).await {
+            if self.0.is_condemned(id) {
+                self.set_aside(id).await;
+                continue;
+            }
+            match self.0.head_in_hand(id, &extent).await {
                 Ok((record, envelope)) => out.push(Loaded {
                     queued: Queued {
                         id,
@@ -408,7 +424,22 @@ impl<P: Port> Spooler<P> {
         if late && !status.alarms.contains(&Alarm::Unread) {
             status.alarms.push(Alarm::Unread);
         }
+        status.quarantined = self.0.quarantined.get();
+        if self.0.poison.get() > 0 {
+            status.alarms.push(Alarm::PoisonFound);
+        }
         status
+    }
+
+    /// Tells the spool what is in hand, and was at crashes: before its first message is loaded.
+    pub fn watch(&self, hands: &Rc<Hands>) {
+        self.0.hands.replace(Some(Rc::clone(hands)));
+    }
+
+    /// Whether the message is here, with a recipient that waits.
+    #[must_use]
+    pub fn has(&self, id: MessageId) -> bool {
+        self.0.core.borrow().find(id).is_some()
     }
 
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten

@@ -559,6 +559,7 @@ fn kind_code(kind: SettlementKind) -> (u8, u16, u64) {
         SettlementKind::Dropped => (4, 0, 0),
         SettlementKind::Damaged => (5, 0, 0),
         SettlementKind::Deferred { attempts, next } => (6, attempts, next.0),
+        SettlementKind::Quarantined => (7, 0, 0),
     }
 }
 
@@ -573,6 +574,7 @@ fn kind_of(code: u8, attempts: u16, next: u64) -> Option<SettlementKind> {
             attempts,
             next: Wall(next),
         },
+        7 => SettlementKind::Quarantined,
         _ => return None,
     })
 }

@@ -66,7 +66,7 @@
 //! | at | bytes | state record (32) |
 //! |---|---|---|
 //! | 0 | 1 | 1 settled, 2 dead, 3 clean, 4 roster, 5 void |
-//! | 1 | 1 | settled: 1 delivered 2 failed 3 expired 4 dropped 5 damaged 6 deferred |
+//! | 1 | 1 | settled: 1 delivered 2 failed 3 expired 4 dropped 5 damaged 6 deferred 7 quarantined |
 //! | 2 | 2 | deferred: attempts |
 //! | 4 | 4 | settled: first recipient; roster, void: segment |
 //! | 8 | 8 | message sequence (dead: the first; roster: as above) |
@@ -81,7 +81,7 @@
 //!
 //! 1. `Stored` is made only when the write of its group returned from stable storage.
 //! 2. A group starts when the one before has been laid out and at most four are in flight; there is
-//!    no timer. Settlements wait at most 2 ms for company.
+//!    no timer. Settlements wait at most 1 ms for company.
 //! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to
 //!    it
 //!    any more; its fresh messages are refused and buried under tombstones; settlements are written
@@ -122,6 +122,7 @@
 
 pub mod format;
 pub mod inspect;
+pub mod quarantine;
 pub mod recover;
 
 mod answer;

@@ -637,6 +637,8 @@ impl Spool {
             live_bytes: self.live_bytes(),
             disk_bytes: self.mail.bytes() + self.state.bytes(),
             segments: self.mail.count(|_| true),
+            // The driver knows the directory.
+            quarantined: 0,
             free_bytes: self.free_bytes,
             accepting: self.may_append().is_ok(),
             alarms,

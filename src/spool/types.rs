@@ -69,6 +69,8 @@ pub enum SettlementKind {
     Dropped,
     /// The record cannot be trusted; what is left of it lies in quarantine.
     Damaged,
+    /// Put into quarantine: in hand at repeated crashes.
+    Quarantined,
     /// To be tried again.
     Deferred {
         /// Attempts made so far; never goes back.
@@ -149,6 +151,8 @@ pub enum Alarm {
     Unread,
     /// A message did not match its checksum since the start, or recovery found damage.
     DamageFound,
+    /// Messages that were in hand at repeated crashes are in quarantine.
+    PoisonFound,
     /// Settlements cannot be written; what is delivered now may be delivered again after a crash.
     SettlementsWaiting,
 }
@@ -172,6 +176,8 @@ pub struct SpoolStatus {
     pub alarms: Vec<Alarm>,
     /// Messages that were found damaged since the start.
     pub damaged_messages: u64,
+    /// Files in quarantine, whatever the reason.
+    pub quarantined: u64,
     /// Commit groups written to the message log since the start.
     pub groups_written: u64,
     /// Settlements that are not durable yet.
@@ -198,6 +204,10 @@ impl std::fmt::Display for Alarm {
                 "some of what is stored cannot be read: that mail waits, and is tried again"
             }
             Self::DamageFound => "stored messages were found damaged",
+            Self::PoisonFound => {
+                "messages that were in hand at repeated crashes are in quarantine: see `postrider ctl \
+                 quarantine list`"
+            }
             Self::SettlementsWaiting => {
                 "settlements cannot be written: a crash may repeat deliveries"
             }

@@ -175,6 +175,15 @@ impl Daemon {
         status(&self.scratch.path().join("admin.sock"))
     }
 
+    /// The answer of `postrider ctl --json` to these words.
+    pub(crate) fn ctl(&self, words: &[&str]) -> serde_json::Value {
+        let socket = self.scratch.path().join("admin.sock");
+        let mut command = program();
+        let command = command.args(["ctl", "--json"]).args(words);
+        let output = run(command.arg("--socket").arg(socket));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Ends it in order, and returns its exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
@@ -274,12 +283,24 @@ pub(crate) struct Sink {
 impl Sink {
     /// A receiver that takes 8-bit mail.
     pub(crate) fn start() -> Self {
-        Self::offering(b"250-sink.test\r\n250-SIZE 100000000\r\n250 8BITMIME\r\n")
+        Self::start_at(free_address())
+    }
+
+    /// Starts one at a free address that is known already.
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
+        Self::listening(
+            address,
+            b"250-sink.test\r\n250-SIZE 200000000\r\n250 8BITMIME\r\n",
+        )
     }
 
     /// A receiver with this answer to EHLO.
     pub(crate) fn offering(hello: &'static [u8]) -> Self {
-        let listener = TcpListener::bind(free_address()).unwrap();
+        Self::listening(free_address(), hello)
+    }
+
+    fn listening(address: SocketAddr, hello: &'static [u8]) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, messages) = channel();
         thread::spawn(move || {

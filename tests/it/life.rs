@@ -1,11 +1,15 @@
 //! life - a daemon that dies and comes back on the same data, and a file system of its own for it.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use postrider::lab::sink::{Sink, SinkOptions};
 
 use crate::harness::{first_line, free_address, program, run, status, wait_until};
@@ -47,19 +51,34 @@ impl Life {
 
     /// Starts it; how long it took until it was ready.
     pub(crate) fn start(&mut self) -> Duration {
+        self.start_in(|_| {})
+    }
+
+    /// As [`Life::start`]; `confine` is told the process before it does anything: the shell that
+    /// becomes the daemon waits for a line.
+    pub(crate) fn start_in(&mut self, confine: impl FnOnce(u32)) -> Duration {
         let begin = Instant::now();
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.directory.join("log"))
             .unwrap();
-        let mut child = program()
-            .args(["run", "--config"])
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                "read line && exec \"$0\" run --config \"$1\" </dev/null",
+            ])
+            .arg(program().get_program())
             .arg(&self.configuration)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
+        confine(child.id());
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"go\n").unwrap();
+        drop(stdin);
         let line = first_line(child.stdout.take().unwrap());
         self.child = Some(child);
         assert_eq!(line.as_deref(), Some("postrider: ready"), "{}", self.log());
@@ -90,6 +109,23 @@ impl Life {
         self.child
             .as_mut()
             .is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Sends a signal that ends it, and returns the one that it ended by.
+    pub(crate) fn strike(&mut self, signal: Signal) -> Option<i32> {
+        let mut child = self.child.take().expect("it was started");
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+        child.wait().unwrap().signal()
+    }
+
+    /// The answer of `postrider ctl --json` to these words.
+    pub(crate) fn ctl(&self, words: &[&str]) -> serde_json::Value {
+        let socket = self.directory.join("admin.sock");
+        let mut command = program();
+        let command = command.args(["ctl", "--json"]).args(words);
+        let output = run(command.arg("--socket").arg(socket));
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// kill -9.
@@ -140,7 +176,6 @@ pub(crate) fn may_mount() -> bool {
     let root = nix::unistd::geteuid().is_root();
     let loops = Path::new("/dev/loop-control").exists();
     if !(root && loops) {
-        use std::io::Write;
         // Past the capture of the test harness, so that it is seen.
         std::io::stderr()
             .write_all(b"SKIPPED: mounting a file system of its own needs root and loop devices\n")

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::place::{self, Place};
+use super::quarantine;
 use super::words::Row;
 use crate::cli::{Failure, print, print_json};
 use crate::message::MessageId;
@@ -20,12 +21,41 @@ pub(super) struct Args {
     /// The directory to copy to; made when missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// What was put aside instead: damaged, or in hand at repeated crashes
+    #[arg(long)]
+    quarantined: bool,
     /// The messages; without any, all
     #[arg(value_name = "ID")]
     ids: Vec<MessageId>,
 }
 
 pub(super) fn execute(place: &Place, args: &Args, json: bool) -> Result<(), Failure> {
+    let mut export = Export::new(&args.out)?;
+    if args.quarantined {
+        quarantine::export(place, &args.ids, |seen| {
+            export.take(&seen);
+            export.check()
+        })?;
+    } else {
+        waiting(place, args, &mut export)?;
+    }
+    let (messages, damaged) = export.end()?;
+    if json {
+        print_json(&json!({ "messages": messages, "damaged": damaged, "out": args.out }))?;
+    } else {
+        let out = args.out.display();
+        print(&format!(
+            "{messages} messages are in {out}; {damaged} of them are damaged\n"
+        ))?;
+    }
+    match damaged {
+        0 => Ok(()),
+        _ => Err(Failure::Reported),
+    }
+}
+
+/// Copies messages that wait.
+fn waiting(place: &Place, args: &Args, export: &mut Export) -> Result<(), Failure> {
     let mut wanted: BTreeMap<u16, BTreeSet<MessageId>> = BTreeMap::new();
     for id in &args.ids {
         if !place.shards.contains(&id.shard()) {
@@ -33,7 +63,6 @@ pub(super) fn execute(place: &Place, args: &Args, json: bool) -> Result<(), Fail
         }
         wanted.entry(id.shard()).or_default().insert(*id);
     }
-    let mut export = Export::new(&args.out)?;
     let bar = place::bar(false);
     for shard in &place.shards {
         let ids = wanted.get(shard);
@@ -57,22 +86,10 @@ pub(super) fn execute(place: &Place, args: &Args, json: bool) -> Result<(), Fail
         }
     }
     bar.finish_and_clear();
-    let (messages, damaged) = export.end()?;
-    if json {
-        print_json(&json!({ "messages": messages, "damaged": damaged, "out": args.out }))?;
-    } else {
-        let out = args.out.display();
-        print(&format!(
-            "{messages} messages are in {out}; {damaged} of them are damaged\n"
-        ))?;
-    }
-    match damaged {
-        0 => Ok(()),
-        _ => Err(Failure::Reported),
-    }
+    Ok(())
 }
 
-fn absent(id: MessageId) -> Failure {
+pub(super) fn absent(id: MessageId) -> Failure {
     Failure::Failed(format!("{id}: no such message waits here"))
 }
 

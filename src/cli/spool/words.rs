@@ -225,7 +225,7 @@ pub(super) fn damage(damage: &Damage) -> String {
 }
 
 /// A stranger's text for a terminal, which it cannot steer: control characters are escaped.
-pub(super) fn plain(text: &str) -> String {
+pub(in crate::cli) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
         if char.is_control() {

@@ -41,7 +41,7 @@ pub use self::disk::{SimFile, SimMap};
 pub use self::net::{SimListener, SimStream};
 pub use self::options::{DiskFaults, NetFaults, SimOptions};
 pub use self::random::Random;
-pub use self::world::CrashKind;
+pub use self::world::{CrashKind, Poison};
 
 use self::disk::Disk;
 use self::world::{Machine, Process, ShardState, Turn, World};
@@ -97,6 +97,8 @@ impl SimWorld {
             process: RefCell::new(world.process(number)),
             crashes: Cell::new(0),
             crash_waiters: RefCell::default(),
+            poison: RefCell::default(),
+            on_fatal: RefCell::default(),
         });
         world.machines.borrow_mut().push(Rc::clone(&machine));
         SimHost {
@@ -236,6 +238,19 @@ impl SimHost {
         self.machine.process.borrow().doom.set(Some((polls, kind)));
     }
 
+    /// Lets panics on it do what they do in production instead of ending the simulation: in a
+    /// connection's task they end that task, anywhere else the process, after `on_fatal`, which
+    /// stands for what a dying process does.
+    pub fn survive_panics(&self, on_fatal: impl Fn() + 'static) {
+        self.machine.on_fatal.replace(Some(Rc::new(on_fatal)));
+    }
+
+    /// Makes its processes panic when they are about to send `needle`, as a bug in the handling of
+    /// one message would; an empty one ends that.
+    pub fn poison(&self, needle: &[u8], how: Poison) {
+        self.machine.poison.replace(Some((needle.to_vec(), how)));
+    }
+
     /// How often its process was ended.
     #[must_use]
     pub fn crashes(&self) -> u64 {
@@ -345,6 +360,10 @@ impl Port for SimPort {
 
     fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static) {
         self.world.spawn(&self.shard, class, Box::pin(task));
+    }
+
+    fn give_up(&self, _what: &str) {
+        self.shard.process.broken.set(true);
     }
 
     fn sleep_until(&self, deadline: Mono) -> impl Future<Output = ()> + 'static {

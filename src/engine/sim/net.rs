@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Sleep;
-use super::world::{CrashKind, Process, World};
+use super::world::{CrashKind, Poison, Process, World};
 use crate::engine::port::{Moving, MovingSocket};
 use crate::engine::{NetError, Stream, yield_now};
 use crate::time::Mono;
@@ -375,6 +375,7 @@ impl Stream for SimStream {
         let Some(world) = self.world.upgrade() else {
             return Err(NetError::Reset);
         };
+        strike(&world, &self.here().process, &pieces);
         let mut sleep = pin!(Sleep::new(&world, deadline));
         poll_fn(|context| {
             if self.here().reset.get() || self.here().finished.get() {
@@ -433,6 +434,20 @@ pub(super) fn adopt(world: &Rc<World>, moving: Moving) -> Result<SimStream, NetE
             .push_front(Bytes::from(moving.unread));
     }
     Ok(stream)
+}
+
+/// Panics where the machine is told to at these bytes.
+fn strike(world: &World, process: &Process, pieces: &VecDeque<Bytes>) {
+    let machine = world.machines.borrow().get(process.machine).map(Rc::clone);
+    let poison = machine.and_then(|machine| machine.poison.borrow().clone());
+    let Some((needle, how)) = poison.filter(|(needle, _)| !needle.is_empty()) else {
+        return;
+    };
+    let holds = |piece: &Bytes| memchr::memmem::find(piece, &needle).is_some();
+    if pieces.iter().any(holds) {
+        process.broken.set(how == Poison::Abort);
+        panic!("poison");
+    }
 }
 
 impl Drop for SimStream {

@@ -34,6 +34,15 @@ pub enum CrashKind {
     PowerCut,
 }
 
+/// What a poison message does to the process that sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Poison {
+    /// A panic in the task.
+    Panic,
+    /// An abort.
+    Abort,
+}
+
 /// Everything that the handles of one world share.
 pub(super) struct World {
     pub(super) seed: u64,
@@ -62,12 +71,18 @@ pub(super) struct Machine {
     pub(super) process: RefCell<Rc<Process>>,
     pub(super) crashes: Cell<u64>,
     pub(super) crash_waiters: RefCell<Vec<Waker>>,
+    /// What its processes panic at, and how.
+    pub(super) poison: RefCell<Option<(Vec<u8>, Poison)>>,
+    /// Set where panics are survived as in production.
+    pub(super) on_fatal: RefCell<Option<Rc<dyn Fn()>>>,
 }
 
 /// One run of a program on a machine, until it is killed.
 pub(super) struct Process {
     pub(super) machine: usize,
     pub(super) dead: Cell<bool>,
+    /// A panic has left shared state half changed, or asks for the end.
+    pub(super) broken: Cell<bool>,
     /// Polls left until it crashes, and how.
     pub(super) doom: Cell<Option<(u64, CrashKind)>>,
 }
@@ -281,6 +296,7 @@ impl World {
         let process = Rc::new(Process {
             machine,
             dead: Cell::new(false),
+            broken: Cell::new(false),
             doom: Cell::new(None),
         });
         self.processes.borrow_mut().push(Rc::downgrade(&process));
@@ -392,28 +408,60 @@ impl World {
         };
         self.note("poll", process.machine as u64, header.index as u64);
         let waker = Waker::from(Arc::clone(header));
-        let polled = catch_unwind(AssertUnwindSafe(|| {
-            work.as_mut().poll(&mut Context::from_waker(&waker))
-        }));
-        match polled {
-            Err(panic) => self.report(class, panic),
-            Ok(Poll::Ready(())) => {
-                drop(work);
-                let mut tasks = self.tasks.borrow_mut();
-                let mine = |task: &Task| Arc::ptr_eq(&task.header, header);
-                if tasks.get(header.index).is_some_and(mine) {
-                    drop(tasks.remove(header.index));
+        // As in production the task's own memory unwinds with it.
+        let polled = catch_unwind(AssertUnwindSafe(move || {
+            match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Pending => Some(work),
+                Poll::Ready(()) => {
+                    drop(work);
+                    None
                 }
             }
+        }));
+        match polled {
+            Err(panic) => self.panicked(&process, header, class, panic),
+            Ok(None) => self.forget_task(header),
             // Its process was crashed by what it did itself: the slot is gone already.
-            Ok(Poll::Pending) if process.dead.get() => drop(work),
-            Ok(Poll::Pending) => {
+            Ok(Some(work)) if process.dead.get() => drop(work),
+            Ok(Some(work)) => {
                 if let Some(task) = self.tasks.borrow_mut().get_mut(header.index) {
                     task.work = Some(work);
                 }
             }
         }
         self.count_down(&process);
+    }
+
+    fn forget_task(&self, header: &Arc<Header>) {
+        let mut tasks = self.tasks.borrow_mut();
+        let mine = |task: &Task| Arc::ptr_eq(&task.header, header);
+        if tasks.get(header.index).is_some_and(mine) {
+            drop(tasks.remove(header.index));
+        }
+    }
+
+    /// Does what production does with a panic, where the machine is to survive it.
+    fn panicked(
+        self: &Rc<Self>,
+        process: &Rc<Process>,
+        header: &Arc<Header>,
+        class: Class,
+        panic: Box<dyn Any + Send>,
+    ) {
+        let machine = self.machines.borrow().get(process.machine).map(Rc::clone);
+        let hook = machine
+            .as_ref()
+            .and_then(|machine| machine.on_fatal.borrow().clone());
+        let (Some(machine), Some(on_fatal)) = (machine, hook) else {
+            self.report(class, panic);
+        };
+        self.note("panic", process.machine as u64, header.index as u64);
+        if process.broken.get() || !class.is_expendable() {
+            on_fatal();
+            self.crash(&machine, CrashKind::Kill);
+        } else {
+            self.forget_task(header);
+        }
     }
 
     /// A panic is a finding: it ends the simulation, with what is needed to see it again.

@@ -7,4 +7,5 @@ pub mod ifma;
 pub(crate) mod map;
 pub(crate) mod owner;
 pub(crate) mod ring;
+pub mod shared;
 pub(crate) mod socket;

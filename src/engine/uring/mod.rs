@@ -10,9 +10,9 @@
 //! timers. Clocks are read once per turn.
 //! Limits: receive buffers `UringConfig::buffers` x `buffer_bytes`; 4 unread chunks per connection;
 //! 128 accepted connections ahead of their task. A connection without a buffer waits in line.
-//! Failure: setup explains itself ([`UringSetupError`]); a task's panic ends that task, except in
-//! `Class::Spool`, where it ends the process; a broken ring panics the shard. A write whose future
-//! was dropped still happens.
+//! Failure: setup explains itself ([`UringSetupError`]); a panic of a connection's task ends that
+//! task, one of any other ends the process; a broken ring panics the shard, and that ends the
+//! process too. A write whose future was dropped still happens.
 //! Bugs: receives are armed without IORING_RECVSEND_POLL_FIRST, which the crate cannot set on a
 //! multishot; no SO_INCOMING_CPU steering; no zero-copy.
 
@@ -281,6 +281,14 @@ impl Port for UringPort {
         if !self.0.stopping.get() {
             self.0.tasks.spawn(&self.0.shared, class, Box::pin(task));
         }
+    }
+
+    fn give_up(&self, what: &str) {
+        tracing::error!(
+            what,
+            "a panic has left shared state half changed: the process ends, the spool is the truth"
+        );
+        std::process::abort();
     }
 
     fn sleep_until(&self, deadline: Mono) -> impl Future<Output = ()> + 'static {

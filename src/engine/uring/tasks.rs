@@ -122,8 +122,9 @@ impl Tasks {
     }
 }
 
-/// Logs a panic. One in the spool's class means that its bookkeeping is wrong: continuing could
-/// acknowledge mail that is not stored, so the process ends and recovery decides.
+/// Logs a panic. Where the node cannot do without the task the process ends: a spool whose
+/// bookkeeping is wrong could acknowledge mail that is not stored, and without its signer, its
+/// clock or its mailbox a shard would stand still with everybody's mail.
 fn report(class: Class, panic: Option<Box<dyn Any + Send>>) {
     let Some(panic) = panic else { return };
     let text = panic
@@ -132,7 +133,7 @@ fn report(class: Class, panic: Option<Box<dyn Any + Send>>) {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no text");
     tracing::error!(?class, panic = text, "a task panicked");
-    if class == Class::Spool {
+    if !class.is_expendable() {
         std::process::abort();
     }
 }

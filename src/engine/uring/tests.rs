@@ -22,7 +22,7 @@ use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 use super::{UringConfig, UringPort, UringRuntime, UringSetupError, UringStream};
 use crate::engine::mesh::mailbox;
 use crate::engine::port::{Moving, MovingSocket};
-use crate::engine::{Block, Class, Map, NetError, OpenMode, Port, Signal, Stream};
+use crate::engine::{Block, Class, Guarded, Map, NetError, OpenMode, Port, Signal, Stream};
 use crate::time::Mono;
 
 /// Long enough that reaching it means that something is lost.
@@ -790,6 +790,38 @@ fn a_panic_in_the_spool_ends_the_process() {
     if is_child(NAME) {
         return run(|port| async move {
             port.spawn(Class::Spool, async { panic!("on purpose") });
+            port.sleep_until(long(&port)).await;
+        });
+    }
+    assert_eq!(in_own_process(NAME).status.signal(), Some(libc::SIGABRT));
+}
+
+// A panic in any task that is the only one of its kind takes the node down: it could not go on.
+#[test]
+fn a_panic_of_a_keeper_ends_the_process() {
+    const NAME: &str = "a_panic_of_a_keeper_ends_the_process";
+    if is_child(NAME) {
+        return run(|port| async move {
+            port.spawn(Class::Control, async { panic!("on purpose") });
+            port.sleep_until(long(&port)).await;
+        });
+    }
+    assert_eq!(in_own_process(NAME).status.signal(), Some(libc::SIGABRT));
+}
+
+// An assertion that fails in the books that all connections share ends the process, whoever's task
+// it was.
+#[test]
+fn a_panic_within_shared_books_ends_the_process() {
+    const NAME: &str = "a_panic_within_shared_books_ends_the_process";
+    if is_child(NAME) {
+        return run(|port| async move {
+            let books = Rc::new(Guarded::new(port.clone(), "the books", 1));
+            let shared = Rc::clone(&books);
+            port.spawn(Class::Ingress, async move {
+                let books = shared.borrow_mut();
+                assert_eq!(*books, 2, "on purpose");
+            });
             port.sleep_until(long(&port)).await;
         });
     }

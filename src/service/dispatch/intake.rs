@@ -33,7 +33,7 @@ impl<P: Port> Dispatch<P> {
         // which nobody sets, while the DNS is asked and the message crosses shards.
         let as_of = self.port.now();
         let age = match only {
-            Some(_) => self.port.wall().since(held.received_at),
+            Some(_) => self.age_of(held.received_at),
             None => Duration::ZERO,
         };
         let load = |recipients, pending: PendingRecipient| Load {
@@ -101,7 +101,7 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// The source that a message leaves from: named, or drawn from its pool by weight.
-    fn choose_source(&self, envelope: &Envelope) -> u16 {
+    pub(super) fn choose_source(&self, envelope: &Envelope) -> u16 {
         if let Some(number) = envelope
             .source
             .as_deref()

@@ -61,6 +61,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Settle(settlement) => self.settle_here(settlement),
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
             ShardMessage::MakeRoom { source, site } => self.make_room(source, &site),
+            ShardMessage::SetAside(id) => self.set_aside(id),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.

@@ -37,6 +37,8 @@ impl<P: Port> Dispatch<P> {
             figures.deferred += u64::from(path.deferred);
             figures.in_flight += u64::from(path.in_flight);
         }
+        // Suspects wait outside the brain.
+        figures.deferred += u64::try_from(self.suspects.borrow().len()).unwrap_or(u64::MAX);
         figures
     }
 

@@ -90,8 +90,12 @@ impl<P: Port> Dispatch<P> {
 
     pub(super) fn start_bounce(&self, bounce: Bounce) {
         let me = self.rc();
-        self.port
-            .spawn(Class::Spool, async move { me.carry_bounce(bounce).await });
+        self.port.spawn(Class::Spool, async move {
+            let (id, owner) = (bounce.id, me.hands.owner());
+            let _mark = me.hands.hold(id, owner);
+            me.hands.during(owner, me.carry_bounce(bounce)).await;
+            me.clear_suspect(id);
+        });
     }
 
     /// Tells the sender, durably, and only then settles the failed recipients: a crash in between

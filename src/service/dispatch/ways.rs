@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use crate::engine::{Class, Port};
 use crate::limits;
-use crate::message::{Domain, EnhancedStatus};
-use crate::queue::{Cause, CauseKind};
+use crate::message::Domain;
+use crate::queue::{Cause, CauseKind, EntryId, Event, Recipients};
 use crate::routing::{self, AddressPlan, Families, Host, HostPort, Plan, RouteHost};
 use crate::service::delivery::HostAddress;
-use crate::service::dispatch::{Dispatch, Load, Path, Way};
+use crate::service::dispatch::{Dispatch, Load, Path, Way, Work};
 use crate::service::mesh::{Bounce, Failure, ShardMessage, Target, Transfer};
 use crate::service::resolver::{Known, Question};
-use crate::time::Mono;
+use crate::time::{Mono, Wall};
 
 impl<P: Port> Dispatch<P> {
     /// Finds the way of a domain, now or after asking the DNS, and sends the load along it.
@@ -128,7 +128,9 @@ impl<P: Port> Dispatch<P> {
                     remote: None,
                 };
                 let failures = load.recipients.as_slice().iter().map(failure).collect();
-                self.start_bounce(Bounce {
+                // The storing shard writes the notification: it may be another where an entry is
+                // routed anew.
+                self.bounce(Bounce {
                     id: load.id,
                     failures,
                     expired: false,
@@ -210,19 +212,67 @@ impl<P: Port> Dispatch<P> {
         }
     }
 
-    /// Why a path leads nowhere, for good. Only for a path that was opened for one domain while the
-    /// DNS did not answer: now it does, and says that the domain takes no mail (RFC 5321 5.1). A
-    /// path to real hosts may carry other domains too, and none of them fails for one.
-    pub async fn dead_end(&self, path: &Path) -> Option<(EnhancedStatus, Box<str>)> {
+    /// Whether a path leads nowhere: the DNS says now that the domain whose hosts it dials takes no
+    /// mail, or is no more. Dialling for it would never end; its entries are routed anew, each
+    /// recipient by its own domain, because a path may carry other domains too and none of them
+    /// fails for one.
+    pub async fn is_dead_end(&self, path: &Path) -> bool {
         let Target::Mail(domain) = &path.target else {
-            return None;
+            return false;
         };
-        if *path.site != *domain.as_str() {
-            return None;
-        }
         match self.plan(domain).await.0 {
-            Plan::Temporary => None,
-            plan => Some((plan.failure()?, unroutable(&plan))),
+            Plan::Temporary => false,
+            plan => {
+                let dead = plan.failure().is_some();
+                if dead {
+                    self.forget_way(domain);
+                }
+                dead
+            }
+        }
+    }
+
+    /// Routes the recipients of an entry anew: those of a domain that takes no mail fail with what
+    /// the DNS says (RFC 5321 5.1), others go to where their mail goes now.
+    pub fn reroute(&self, entry: EntryId, work: &Work) {
+        let held = &work.held;
+        let (attempts, source) = {
+            let brain = self.brain.borrow();
+            let attempts = brain.get(entry).map_or(0, |entry| entry.attempts());
+            let source = brain.path_of(entry).and_then(|path| brain.source(path));
+            (attempts, source)
+        };
+        self.apply(Event::Outcome {
+            entry,
+            deferred: None,
+            cause: Cause::SETTLED,
+        });
+        let mut domains: Vec<(&Domain, Vec<u32>)> = Vec::new();
+        for index in &work.recipients {
+            let Some(recipient) = held.envelope.recipients.get(*index as usize) else {
+                continue;
+            };
+            let domain = recipient.address.domain();
+            match domains.iter_mut().find(|(known, _)| *known == domain) {
+                Some((_, indexes)) => indexes.push(*index),
+                None => domains.push((domain, vec![*index])),
+            }
+        }
+        for (domain, indexes) in domains {
+            let Some(recipients) = Recipients::many(&indexes) else {
+                continue;
+            };
+            let load = Load {
+                id: held.id,
+                recipients,
+                source: source.unwrap_or_else(|| self.choose_source(&held.envelope)),
+                attempts,
+                due: Wall(0),
+                age: self.age_of(held.received_at),
+                as_of: self.port.now(),
+                held: None,
+            };
+            self.place(domain, load);
         }
     }
 

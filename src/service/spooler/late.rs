@@ -91,7 +91,11 @@ impl<P: Port> Spooler<P> {
             let Some((id, extent, pending)) = waiting else {
                 continue;
             };
-            match self.0.head(id, &extent).await {
+            if self.0.is_condemned(id) {
+                self.set_aside(id).await;
+                continue;
+            }
+            match self.0.head_in_hand(id, &extent).await {
                 Ok((record, envelope)) => out.push(Loaded {
                     queued: Queued {
                         id,

@@ -1,12 +1,11 @@
 //! spooler::read - records out of the maps of segments, verified.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::{Block, Map, OpenMode, Port};
+use crate::engine::{Map, Port};
 use crate::limits;
 use crate::message::{Envelope, MessageId};
 use crate::spool::format::{Checksum, Log, MessageRecord, RECORD_BYTES};
@@ -62,7 +61,7 @@ impl<P: Port> Inner<P> {
         Ok(map)
     }
 
-    async fn mapped(
+    pub(super) async fn mapped(
         &self,
         segment: u32,
         range: Range<usize>,
@@ -146,38 +145,23 @@ impl<P: Port> Inner<P> {
         })
     }
 
-    /// Writes the bytes of a message as they are to `quarantine-ID-LEN.raw`: the record with its
-    /// envelope, then LEN bytes of content, then zeros up to a block.
-    pub(super) async fn quarantine(&self, id: MessageId, extent: &Extent) -> io::Result<()> {
-        let segment = extent.location.segment;
-        let head_start = extent.location.offset as usize;
-        let parts = [
-            head_start..head_start + extent.head_len as usize,
-            extent.content as usize..extent.content as usize + extent.location.len as usize,
-        ];
-        let path = self
-            .directory
-            .join(format!("quarantine-{id}-{}.raw", extent.location.len));
-        let file = match self.port.open(&path, OpenMode::Create) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            other => other?,
+    pub(super) fn is_condemned(&self, id: MessageId) -> bool {
+        let hands = self.hands.borrow();
+        hands.as_ref().is_some_and(|hands| hands.is_condemned(id))
+    }
+
+    /// As [`Inner::head`], noted as in hand meanwhile.
+    pub(super) async fn head_in_hand(
+        &self,
+        id: MessageId,
+        extent: &Extent,
+    ) -> Result<(MessageRecord, Envelope), ReadError> {
+        let hands = self.hands.borrow().clone();
+        let Some(hands) = hands else {
+            return self.head(id, extent).await;
         };
-        let mut offset = 0;
-        for part in parts {
-            let mut at = part.start;
-            while at < part.end {
-                let end = part.end.min(at + limits::SPOOL_GROUP_BYTES_MAX);
-                let mapped = self.mapped(segment, at..end).await;
-                let (map, range) = mapped.map_err(|_| io::Error::other("unreadable"))?;
-                let mut block = Block::zeroed(range.len());
-                block[..range.len()].copy_from_slice(&map.bytes()[range]);
-                let len = block.len() as u64;
-                let (_, result) = self.port.write_durable(&file, offset, block).await;
-                result?;
-                offset += len;
-                at = end;
-            }
-        }
-        self.port.sync_directory(&self.directory)
+        let owner = hands.owner();
+        let _mark = hands.hold(id, owner);
+        hands.during(owner, self.head(id, extent)).await
     }
 }

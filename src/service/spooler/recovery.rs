@@ -30,7 +30,7 @@ pub(super) struct Opened<P: Port> {
     pub(super) files: HashMap<(Log, u32), P::File>,
 }
 
-struct Listed<P: Port> {
+struct FoundFile<P: Port> {
     log: Log,
     number: u32,
     path: PathBuf,
@@ -141,7 +141,7 @@ async fn check_contents<P: Port>(
     Ok(())
 }
 
-fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, SpoolError> {
+fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<FoundFile<P>>, SpoolError> {
     let directory = &config.directory;
     let names = port
         .list(directory)
@@ -154,7 +154,7 @@ fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<Listed<P>>, Spo
         let len = port
             .file_len(&file)
             .map_err(|error| SpoolError::Io(path.clone(), error))?;
-        listed.push(Listed {
+        listed.push(FoundFile {
             log,
             number,
             path,
@@ -294,7 +294,7 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
 async fn announce<P: Port>(
     port: &P,
     config: &SpoolerConfig,
-    file: &Listed<P>,
+    file: &FoundFile<P>,
     patience: &Patience,
     recovery: &mut Recovery,
 ) -> Result<(), SpoolError> {

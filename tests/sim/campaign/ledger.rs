@@ -39,6 +39,8 @@ pub(crate) struct Ledger {
     pub(crate) sent: BTreeMap<u64, Sent>,
     pub(crate) receipts: BTreeMap<Key, Vec<Receipt>>,
     pub(crate) bounces: BTreeMap<Key, u32>,
+    /// Message and notification, in the order of their arrival.
+    pub(crate) bounce_texts: Vec<(u64, String)>,
     pub(crate) crashes: Vec<Mono>,
     /// The disk failed at times, so that settlements may have waited for long.
     pub(crate) disk_failed: bool,
@@ -139,6 +141,11 @@ impl Ledger {
             self.violate(format!("a bounce for nobody: {recipients:?}"));
             return;
         };
+        // Mail expires after 30 days, and no campaign lasts for one.
+        if text.contains("Status: 4.4.7") || text.contains("Status: 5.4.7") {
+            self.violate(format!("message {id} has expired: {text}"));
+        }
+        self.bounce_texts.push((id, text.to_string()));
         let fields = text
             .lines()
             .filter_map(|line| line.strip_prefix("Final-Recipient:"));

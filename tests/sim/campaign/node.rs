@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use postrider::config::Snapshot;
@@ -17,6 +18,8 @@ use postrider::limits;
 use postrider::queue::Grants;
 use postrider::routing::{DnsFailure, HostAddresses, Mx};
 use postrider::service::balance::Board;
+use postrider::service::dates::counted_max;
+use postrider::service::hands::{Hands, absorb, crash_word, encode};
 use postrider::service::mesh::{Mesh, OperatorRequest, ShardMessage};
 use postrider::service::resolver::{Ask, MailAnswer, Question};
 use postrider::shard::{Plan, Shard};
@@ -24,6 +27,9 @@ use tokio::sync::oneshot;
 
 /// The node's data directory.
 pub(crate) const DATA: &str = "/data";
+
+/// At so many crashes in hand a message is put aside.
+const POISON_CRASHES: u32 = 3;
 
 /// How long the DNS takes to answer, at most.
 const DNS_TIME_MS: u64 = 300;
@@ -39,13 +45,27 @@ pub(crate) struct Node {
     /// No keys: signing has tests of its own, and is none of what a crash can break.
     pub(crate) keys: Arc<KeyRing>,
     /// Mail exchanger of each domain; none: the name does not exist.
-    pub(crate) zone: Rc<HashMap<String, Ipv4Addr>>,
+    pub(crate) zone: Rc<RefCell<HashMap<String, Ipv4Addr>>>,
     /// In how many of a million questions the DNS fails; zero once healed.
     pub(crate) dns_fails: Rc<std::cell::Cell<u64>>,
     /// The mailboxes of the shards that run now.
     pub(crate) mesh: RefCell<Option<Mesh>>,
     /// Why shards did not start.
     pub(crate) failures: RefCell<Vec<String>>,
+    /// What is in hand, across crashes, as the file in the data directory.
+    pub(crate) in_hand: Rc<RefCell<Arc<Vec<AtomicU64>>>>,
+}
+
+/// What a process leaves that dies by its own fault: every shard's mark is set, and all is as it
+/// was, since no destructor runs any more (the simulator's would).
+pub(crate) fn mark_crashed(in_hand: &RefCell<Arc<Vec<AtomicU64>>>, shards: u16) {
+    let words = in_hand.borrow().clone();
+    let words = words.iter().map(|word| word.load(Ordering::Relaxed));
+    let words: Vec<AtomicU64> = words.map(AtomicU64::new).collect();
+    for shard in 0..shards {
+        words[crash_word(shard)].store(1, Ordering::Relaxed);
+    }
+    in_hand.replace(Arc::new(words));
 }
 
 impl Node {
@@ -62,6 +82,17 @@ impl Node {
     }
 
     fn boot(self: &Rc<Self>) {
+        let in_hand = Arc::clone(&self.in_hand.borrow());
+        let words: Vec<u64> = in_hand
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect();
+        let (suspects, dates) = absorb(&words);
+        let counted = counted_max(self.snapshot.delivery.expire);
+        let dates = dates.resume(self.host.port().wall(), counted);
+        let words = encode(self.shards, &suspects, &dates).into_iter();
+        let in_hand: Arc<Vec<AtomicU64>> = Arc::new(words.map(AtomicU64::new).collect());
+        self.in_hand.replace(Arc::clone(&in_hand));
         let control = self.host.port();
         let (asked, questions) = mailbox(control.remote_waker(), limits::MAILBOX_LETTERS_MAX);
         let mut shards = Vec::new();
@@ -89,6 +120,9 @@ impl Node {
                 ask,
                 keys: Arc::clone(&self.keys),
                 grants: Arc::clone(&grants),
+                sessions_max: limits::SESSIONS_MAX,
+                session_memory_max: 64 << 20,
+                hands: Hands::new(in_hand.clone(), number, POISON_CRASHES),
             };
             let me = Rc::clone(self);
             port.clone().spawn(Class::Control, async move {
@@ -176,7 +210,7 @@ impl Node {
 
 /// The control thread's resolver, as far as a campaign needs one.
 struct Names {
-    zone: Rc<HashMap<String, Ipv4Addr>>,
+    zone: Rc<RefCell<HashMap<String, Ipv4Addr>>>,
     fails: Rc<std::cell::Cell<u64>>,
     mesh: Mesh,
 }
@@ -214,7 +248,8 @@ impl Names {
         let Question::Mail(domain) = question else {
             return MailAnswer::unavailable();
         };
-        let Some(address) = self.zone.get(&**domain) else {
+        let zone = self.zone.borrow();
+        let Some(address) = zone.get(&**domain) else {
             return MailAnswer {
                 mx: Err(DnsFailure::NoSuchDomain),
                 addresses: HashMap::new(),

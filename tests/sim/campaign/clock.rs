@@ -1,0 +1,117 @@
+//! Clocks that jump while mail waits, running and across a restart: nothing expires, nothing is tried
+//! in a storm, everything arrives.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use postrider::engine::sim::{CrashKind, RunEnd, SimOptions};
+use postrider::engine::{Class, Port};
+use postrider::service::mesh::OperatorRequest;
+
+use super::{Campaign, STEPS_MAX, Scenario};
+
+const HOUR: i64 = 3_600_000;
+
+/// How the clock jumps.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Running,
+    /// While the node is down, after a crash of this kind.
+    Restart(CrashKind),
+    /// While it runs; then it is restarted.
+    RunningThenRestart,
+}
+
+fn waiting(seed: u64) -> Campaign {
+    let campaign = Campaign::new(Scenario {
+        seed,
+        shards: 2,
+        messages: 30,
+        bytes_max: 600,
+        recipients_max: 2,
+        sessions: 2,
+        spread: 0,
+        // An hour of temporary failures: everything is deferred when the clock jumps.
+        personalities: vec!["accept+greylist:3600s".to_owned()],
+        trouble: Duration::ZERO,
+        crashes: 0,
+        jumps: true,
+        rot: false,
+        dns_fails: 0,
+        options: SimOptions::calm(),
+        ..Scenario::draw(seed)
+    });
+    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
+        sent.recipients = vec![format!("u-{id}@d0.test")];
+    }
+    let (node, control) = (Rc::clone(&campaign.node), campaign.control.clone());
+    control.spawn(Class::Control, node.supervise(control.clone()));
+    campaign.injector.start(2);
+    let later = campaign.world.now().after(Duration::from_secs(900));
+    campaign.advance(later);
+    campaign
+}
+
+fn deferred(campaign: &Campaign) -> u64 {
+    let figures = campaign.ask(OperatorRequest::Status);
+    figures
+        .iter()
+        .map(|figures| figures.counters.deferred)
+        .sum()
+}
+
+fn play(seed: u64, jump: i64, when: When) {
+    let campaign = waiting(seed);
+    let host = &campaign.node.host;
+    let what = format!("seed {seed}, {jump} ms {when:?}");
+    match when {
+        When::Running | When::RunningThenRestart => host.jump_wall(jump),
+        When::Restart(kind) => {
+            host.crash(kind);
+            host.jump_wall(jump);
+        }
+    }
+    let later = |seconds| campaign.world.now().after(Duration::from_secs(seconds));
+    campaign.advance(later(10));
+    if matches!(when, When::RunningThenRestart) {
+        host.crash(CrashKind::Kill);
+        campaign.advance(later(10));
+    }
+    // No storm: each message waits a minute between its attempts, as the schedule says.
+    let before = deferred(&campaign);
+    campaign.advance(later(600));
+    let attempts = deferred(&campaign) - before;
+    assert!(
+        attempts < 30 * 14,
+        "{what}: {attempts} attempts in ten minutes"
+    );
+    // No hang: when the receiver takes mail, it comes.
+    let done = || campaign.ledger.borrow().missing().is_empty();
+    let end = campaign.world.run_until(later(7_200), STEPS_MAX, done);
+    assert_eq!(
+        end,
+        RunEnd::Reached,
+        "{what}: {:?}",
+        campaign.ledger.borrow().missing()
+    );
+    let ledger = campaign.ledger.borrow();
+    assert!(ledger.bounces.is_empty(), "{what}: {:?}", ledger.bounces);
+    assert_eq!(ledger.violations, Vec::<String>::new(), "{what}");
+    assert_eq!(ledger.receipts.len(), 30, "{what}");
+}
+
+// R15. Mail expires after 30 days here, and the largest jump is 31.
+#[test]
+fn no_jump_of_the_clock_expires_mail_or_makes_a_storm() {
+    let whens = [
+        When::Running,
+        When::Restart(CrashKind::Kill),
+        When::Restart(CrashKind::PowerCut),
+        When::RunningThenRestart,
+    ];
+    for (seed, when) in (0..).zip(whens) {
+        for jump in [HOUR, -HOUR, 31 * 24 * HOUR, -24 * HOUR] {
+            play(seed, jump, when);
+        }
+    }
+}
