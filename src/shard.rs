@@ -16,7 +16,7 @@ use crate::engine::{Class, NetError, Port, Signal, yield_now};
 use crate::limits;
 use crate::message::MessageId;
 use crate::queue::Queue;
-use crate::service::dispatch::Dispatch;
+use crate::service::dispatch::{Dispatch, Parts};
 use crate::service::hands::Hands;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
@@ -141,11 +141,13 @@ impl<P: Port> Shard<P> {
             port.clone(),
             settings::dispatch(&plan.snapshot, plan.number, plan.shards),
             spools.clone(),
-            Arc::clone(&plan.mesh),
-            resolver,
-            Rc::clone(&signer),
-            queue,
-            Rc::clone(&plan.hands),
+            Parts {
+                mesh: Arc::clone(&plan.mesh),
+                resolver,
+                signer: Rc::clone(&signer),
+                queue,
+                hands: Rc::clone(&plan.hands),
+            },
         );
         let sessions = Rc::new(Sessions::new(plan.sessions_max, plan.session_memory_max));
         Ok(Self {

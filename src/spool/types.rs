@@ -191,8 +191,8 @@ impl std::fmt::Display for Alarm {
             Self::DiskFull => "free space is below spool.free_space_min: new mail is refused",
             Self::DamageFound => "stored messages were found damaged",
             Self::PoisonFound => {
-                "messages that were in hand at repeated crashes are in quarantine: see `postrider ctl \
-                 quarantine list`"
+                "messages that were in hand at repeated crashes are in quarantine: see `postrider \
+                 ctl quarantine list`"
             }
             Self::SettlementsWaiting => {
                 "settlements cannot be written: a crash may repeat deliveries"
