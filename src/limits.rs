@@ -249,8 +249,9 @@ pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
 /// tail is short.
 pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
 
-/// Longest wait of a settlement for company, in microseconds. What waits when the process is killed is
-/// delivered twice: with 2 ms a campaign of 1,000 messages per second had 2.1 duplicates per kill.
+/// Longest wait of a settlement for company, in microseconds. What waits when the process is killed
+/// is delivered twice: with 2 ms a campaign of 1,000 messages per second had 2.1 duplicates per
+/// kill.
 pub const SPOOL_SETTLE_WAIT_US: u64 = 1_000;
 
 /// Settlements of one state group: 64 KiB of records.
@@ -361,8 +362,8 @@ pub const QUEUE_RATE_PERIOD_MAX: core::time::Duration =
 /// that is still little beside the fresh messages.
 pub const SESSIONS_MAX: u32 = 20_000;
 
-/// Descriptors of a shard that no inbound session may have: files of the spool, the ring, sockets of
-/// the control thread, with room.
+/// Descriptors of a shard that no inbound session may have: files of the spool, the ring, sockets
+/// of the control thread, with room.
 pub const DESCRIPTORS_KEPT: u64 = 64;
 
 /// The part of a process's memory that mail on its way in may take, of all shards together: a
@@ -372,8 +373,8 @@ pub const SESSION_MEMORY_PART: u64 = 4;
 /// What mail on its way in may take where the system tells no limit, in bytes per shard.
 pub const SESSION_MEMORY_DEFAULT: u64 = 256 << 20;
 
-/// Bytes that a session may hold even where its shard is over its budget: small mail passes, and the
-/// large is sent away.
+/// Bytes that a session may hold even where its shard is over its budget: small mail passes, and
+/// the large is sent away.
 pub const SESSION_MEMORY_MIN: usize = 64 << 10;
 
 /// Bytes of fresh messages that one shard keeps in memory for their first attempt: some 6,000 of

@@ -299,8 +299,8 @@ fn session_memory(shards: u16) -> u64 {
     })
 }
 
-/// How many sessions the descriptors allow one shard: half of what the spools leave, so that mail can
-/// leave while others fill the house. Beyond it a peer hears 421 instead of nothing.
+/// How many sessions the descriptors allow one shard: half of what the spools leave, so that mail
+/// can leave while others fill the house. Beyond it a peer hears 421 instead of nothing.
 fn sessions_max(shards: u16) -> u32 {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
     let each = (soft / u64::from(shards.max(1))).saturating_sub(limits::DESCRIPTORS_KEPT) / 2;

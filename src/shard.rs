@@ -18,6 +18,7 @@ use crate::message::MessageId;
 use crate::queue::{Grants, Queue};
 use crate::service::balance::{Balance, Board};
 use crate::service::dispatch::Dispatch;
+use crate::service::dispatch::{Dispatch, Parts};
 use crate::service::hands::Hands;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
 use crate::service::resolver::{Ask, Resolver};
@@ -144,11 +145,13 @@ impl<P: Port> Shard<P> {
             port.clone(),
             settings::dispatch(&plan.snapshot, plan.number, plan.shards),
             spools.clone(),
-            Arc::clone(&plan.mesh),
-            resolver,
-            Rc::clone(&signer),
-            queue,
-            Rc::clone(&plan.hands),
+            Parts {
+                mesh: Arc::clone(&plan.mesh),
+                resolver,
+                signer: Rc::clone(&signer),
+                queue,
+                hands: Rc::clone(&plan.hands),
+            },
         );
         let board = Arc::clone(&plan.board);
         let balance = Balance::new(board, plan.number, guests_max(&plan));

@@ -502,9 +502,9 @@ pub const PARAMETERS: &[Parameter] = &[
         Kind::Integer { min: 1, max: 100 },
         Absent::Default("3"),
         "5",
-        "A message that was in hand at so many crashes of the daemon, by a fault of its own (a panic, \
-         an abort, an invalid access; never SIGKILL, a lack of memory or a power cut), with no \
-         attempt that ended in between, goes to quarantine instead of being tried again.",
+        "A message that was in hand at so many crashes of the daemon, by a fault of its own (a \
+         panic, an abort, an invalid access; never SIGKILL, a lack of memory or a power cut), \
+         with no attempt that ended in between, goes to quarantine instead of being tried again.",
     ),
     row(
         "signing",

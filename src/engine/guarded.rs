@@ -1,9 +1,9 @@
 //! Guarded - state that a whole shard shares, and that no panic may leave half changed.
 //!
-//! What: a `RefCell` whose borrows end the process when a panic unwinds through them. A panic in one
-//! connection's task ends that task alone; but when it strikes inside the books that all of them
-//! share (the spool's index, the queue's lists), going on could acknowledge mail that is not stored,
-//! or send more than is allowed. The spool is the truth, and the next start reads it.
+//! What: a `RefCell` whose borrows end the process when a panic unwinds through them. A panic in
+//! one connection's task ends that task alone; but when it strikes inside the books that all of
+//! them share (the spool's index, the queue's lists), going on could acknowledge mail that is not
+//! stored, or send more than is allowed. The spool is the truth, and the next start reads it.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::ops::{Deref, DerefMut};

@@ -17,8 +17,8 @@ pub(super) fn limit() -> Option<u64> {
     groups.chain(machine).min()
 }
 
-/// The files that hold the limits of a process whose /proc/self/cgroup is `text` (cgroups(7)), those
-/// of the groups above included.
+/// The files that hold the limits of a process whose /proc/self/cgroup is `text` (cgroups(7)),
+/// those of the groups above included.
 fn group_files(text: &str) -> Vec<String> {
     let mut files = Vec::new();
     for line in text.lines() {

@@ -1,17 +1,18 @@
 //! dates - how old a message is, and when it is due, whatever the operator does to the clock.
 //!
 //! What: dates in the spool are those of the wall clock, which may jump: an operator sets it, a
-//! battery is empty, a virtual machine wakes up. A jump of a month must not expire all mail at once,
-//! with a notification for each, nor make all that waits due in the same moment. So the jumps are
-//! kept, and ages and due dates are corrected for those that lie in between.
+//! battery is empty, a virtual machine wakes up. A jump of a month must not expire all mail at
+//! once, with a notification for each, nor make all that waits due in the same moment. So the jumps
+//! are kept, and ages and due dates are corrected for those that lie in between.
 //! Why this way: while the process runs a jump is what the wall clock moves beyond the clock that
-//! never jumps. Across a restart there is no such clock, and a month without power looks like a jump
-//! of a month: what the last life noted as its date is compared with the first of this one, and at
-//! most a tenth of `delivery.expire` of the time in between counts. Mail that lay on a dead machine
-//! for a month is therefore tried again for a while, rather than returned without an attempt.
+//! never jumps. Across a restart there is no such clock, and a month without power looks like a
+//! jump of a month: what the last life noted as its date is compared with the first of this one,
+//! and at most a tenth of `delivery.expire` of the time in between counts. Mail that lay on a dead
+//! machine for a month is therefore tried again for a while, rather than returned without an
+//! attempt.
 //!
-//! Worked example, the clock set from 10:00 to 12:00: a message of 09:30 is 40 minutes old at 12:10;
-//! one that was due at 10:20 is due at 12:20; one of 12:05 is 5 minutes old.
+//! Worked example, the clock set from 10:00 to 12:00: a message of 09:30 is 40 minutes old at
+//! 12:10; one that was due at 10:20 is due at 12:20; one of 12:05 is 5 minutes old.
 
 use std::time::Duration;
 
@@ -114,9 +115,9 @@ impl Dates {
 
     /// How old a message is at `wall`.
     ///
-    /// Its date may have been shown more than once, where the clock was set back: the latest time is
-    /// taken, since the younger is the safer guess. A date that was never shown, or only before the
-    /// first jump, is of before every jump that led beyond it.
+    /// Its date may have been shown more than once, where the clock was set back: the latest time
+    /// is taken, since the younger is the safer guess. A date that was never shown, or only before
+    /// the first jump, is of before every jump that led beyond it.
     #[must_use]
     pub fn age(&self, received_at: Wall, wall: Wall) -> Duration {
         let age = i128::from(wall.0) - i128::from(received_at.0);
@@ -209,7 +210,8 @@ mod tests {
         (duration.as_secs() + 1_800) / 3_600
     }
 
-    // While running: an hour of life, a jump, an hour of life. Ages and dates go by the hours lived.
+    // While running: an hour of life, a jump, an hour of life. Ages and dates go by the hours
+    // lived.
     #[test]
     fn a_jump_while_running_ages_nobody() {
         for jump in [HOUR as i64, -(HOUR as i64), 30 * DAY as i64, -(DAY as i64)] {

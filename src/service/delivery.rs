@@ -157,8 +157,8 @@ struct InHand {
     cause: Cause,
 }
 
-/// Drives one connection from its dial to its end and reports both to the brain; also where the task
-/// panics.
+/// Drives one connection from its dial to its end and reports both to the brain; also where the
+/// task panics.
 pub async fn connection<P: Port>(
     dispatch: Rc<Dispatch<P>>,
     path: Rc<Path>,

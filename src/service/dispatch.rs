@@ -164,6 +164,20 @@ pub struct Counters {
     pub dials_failed: u64,
 }
 
+/// What a dispatcher works with, its spools aside.
+pub struct Parts<P: Port> {
+    /// The way to every shard.
+    pub mesh: Mesh,
+    /// The shard's view of the DNS.
+    pub resolver: Resolver<P>,
+    /// Who signs.
+    pub signer: Rc<SignService<P>>,
+    /// The brain, empty.
+    pub queue: Queue<Option<Arc<Held>>>,
+    /// What is in hand, and was when the process crashed.
+    pub hands: Rc<Hands>,
+}
+
 /// One shard's dispatcher.
 pub struct Dispatch<P: Port> {
     /// The engine.
@@ -210,12 +224,15 @@ impl<P: Port> Dispatch<P> {
         port: P,
         settings: Settings,
         spools: Vec<(u16, Spooler<P>)>,
-        mesh: Mesh,
-        resolver: Resolver<P>,
-        signer: Rc<SignService<P>>,
-        queue: Queue<Option<Arc<Held>>>,
-        hands: Rc<Hands>,
+        parts: Parts<P>,
     ) -> Rc<Self> {
+        let Parts {
+            mesh,
+            resolver,
+            signer,
+            queue,
+            hands,
+        } = parts;
         assert!(!spools.is_empty(), "a shard without a spool");
         assert!(!settings.sources.is_empty(), "a node without a source");
         let dispatch = Rc::new_cyclic(|me: &Weak<Self>| Self {

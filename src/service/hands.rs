@@ -32,8 +32,8 @@
 //! The next start writes the new file beside the old one and renames it, so that a crash on the way
 //! counts nothing twice.
 //!
-//! Cost: two stores to take a message in hand, one to let it go, two per turn. 256 KiB per shard and
-//! 256 KiB for suspects, on disk; in memory what was ever touched.
+//! Cost: two stores to take a message in hand, one to let it go, two per turn. 256 KiB per shard
+//! and 256 KiB for suspects, on disk; in memory what was ever touched.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -248,7 +248,8 @@ impl Hands {
         Dates::decode(&words)
     }
 
-    /// Writes the date down, and the jumps so far. For one shard of the node: they all see the same.
+    /// Writes the date down, and the jumps so far. For one shard of the node: they all see the
+    /// same.
     pub fn note_dates(&self, dates: &Dates) {
         for (at, word) in (HEADER_WORDS..SUSPECTS_AT).zip(dates.encode()) {
             self.word(at).store(word, Ordering::Relaxed);
@@ -263,8 +264,8 @@ impl Hands {
         Owner(owner)
     }
 
-    /// Notes that `owner` works on a message, until the mark is dropped. A full table notes nothing:
-    /// then a crash accuses fewer than it might.
+    /// Notes that `owner` works on a message, until the mark is dropped. A full table notes
+    /// nothing: then a crash accuses fewer than it might.
     #[must_use]
     pub fn hold(self: &Rc<Self>, id: MessageId, owner: Owner) -> Mark {
         let slot = self.free.borrow_mut().pop().or_else(|| self.touch());

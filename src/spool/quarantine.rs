@@ -1,9 +1,9 @@
 //! spool::quarantine - what was put aside: its file's name and bytes.
 //!
-//! What: a message that cannot be trusted (`quarantine-ID-LEN.raw`), or that was in hand at repeated
-//! crashes (`poison-ID-LEN.raw`), as it was in its segment, with the recipients that waited. Why this
-//! way: writing one down interprets none of its bytes, since those may be what crashes us; reading
-//! one is total.
+//! What: a message that cannot be trusted (`quarantine-ID-LEN.raw`), or that was in hand at
+//! repeated crashes (`poison-ID-LEN.raw`), as it was in its segment, with the recipients that
+//! waited. Why this way: writing one down interprets none of its bytes, since those may be what
+//! crashes us; reading one is total.
 //!
 //! | at | content |
 //! |---|---|

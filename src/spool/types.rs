@@ -205,8 +205,8 @@ impl std::fmt::Display for Alarm {
             }
             Self::DamageFound => "stored messages were found damaged",
             Self::PoisonFound => {
-                "messages that were in hand at repeated crashes are in quarantine: see `postrider ctl \
-                 quarantine list`"
+                "messages that were in hand at repeated crashes are in quarantine: see `postrider \
+                 ctl quarantine list`"
             }
             Self::SettlementsWaiting => {
                 "settlements cannot be written: a crash may repeat deliveries"

@@ -113,6 +113,40 @@ fn lines(data: &Path, words: &[&str]) -> Vec<serde_json::Value> {
         .collect()
 }
 
+/// The tools for a stopped node.
+fn look(scratch: &Scratch, data: &Path, id: &str) {
+    assert!(lines(data, &["list", "--json"]).is_empty());
+    let rows = lines(data, &["list", "--quarantined", "--json"]);
+    assert_eq!(
+        (&rows[0]["id"], &rows[0]["reason"]),
+        (&id.into(), &"poison".into())
+    );
+    let out = scratch.path().join("out");
+    let words = [
+        "export",
+        "--quarantined",
+        "--json",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let mut export = program();
+    let export = run(export.arg("spool").args(words).arg("--data").arg(data));
+    let done: serde_json::Value = serde_json::from_slice(&export.stdout).unwrap();
+    assert_eq!(
+        (&done["messages"], &done["damaged"]),
+        (&1.into(), &0.into())
+    );
+    let copy = std::fs::read_to_string(out.join(format!("{id}.eml"))).unwrap();
+    assert!(
+        copy.contains(MARK) && copy.ends_with("\r\n\r\nHello.\r\n"),
+        "{copy}"
+    );
+    let mut stats = program();
+    let stats = run(stats.args(["spool", "stats", "--json", "--data"]).arg(data));
+    let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
+    assert_eq!(stats["shards"][0]["quarantined"], 1, "{stats}");
+}
+
 // R6. The daemon dies of SIGSEGV and SIGABRT with the message in hand, and is started again.
 #[test]
 fn what_is_in_hand_at_three_crashes_is_put_aside_and_can_be_had_back() {
@@ -142,40 +176,8 @@ fn what_is_in_hand_at_three_crashes_is_put_aside_and_can_be_had_back() {
     assert!(spool["alarms"][0].as_str().unwrap().contains("in hand"));
     assert!(life.log().contains("quarantined"), "{}", life.log());
     life.kill();
-    // The tools for a stopped node.
     let id = message["id"].as_str().unwrap();
-    assert!(lines(&data, &["list", "--json"]).is_empty());
-    let rows = lines(&data, &["list", "--quarantined", "--json"]);
-    assert_eq!(
-        (&rows[0]["id"], &rows[0]["reason"]),
-        (&message["id"], &"poison".into())
-    );
-    let out = scratch.path().join("out");
-    let words = [
-        "export",
-        "--quarantined",
-        "--json",
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    let mut export = program();
-    let export = run(export.arg("spool").args(words).arg("--data").arg(&data));
-    let done: serde_json::Value = serde_json::from_slice(&export.stdout).unwrap();
-    assert_eq!(
-        (&done["messages"], &done["damaged"]),
-        (&1.into(), &0.into())
-    );
-    let copy = std::fs::read_to_string(out.join(format!("{id}.eml"))).unwrap();
-    assert!(
-        copy.contains(MARK) && copy.ends_with("\r\n\r\nHello.\r\n"),
-        "{copy}"
-    );
-    let mut stats = program();
-    let stats = run(stats
-        .args(["spool", "stats", "--json", "--data"])
-        .arg(&data));
-    let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
-    assert_eq!(stats["shards"][0]["quarantined"], 1, "{stats}");
+    look(&scratch, &data, id);
     // Back again, once the receiver is kind.
     life.start();
     stall.patient.store(true, Ordering::Relaxed);

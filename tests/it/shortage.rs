@@ -1,5 +1,5 @@
-//! shortage - too little memory, too few descriptors: mail is refused for now or waits, nothing dies,
-//! nothing is lost.
+//! shortage - too little memory, too few descriptors: mail is refused for now or waits, nothing
+//! dies, nothing is lost.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -72,8 +72,8 @@ impl Drop for Group {
     }
 }
 
-/// Sends campaigns of large messages over many sessions to a daemon whose queue nobody empties; then
-/// everything that was acknowledged arrives.
+/// Sends campaigns of large messages over many sessions to a daemon whose queue nobody empties;
+/// then everything that was acknowledged arrives.
 fn hold_on(life: &mut Life, scratch: &Scratch, there: std::net::SocketAddr, size: usize) {
     let ledger = scratch.path().join("sent.ledger");
     let report = load::run(LoadOptions {

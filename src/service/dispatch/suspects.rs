@@ -58,7 +58,8 @@ impl<P: Port> Dispatch<P> {
             let (id, wall) = (transfer.id, self.port.wall());
             let due = transfer.due <= wall;
             self.enter(transfer);
-            // One whose next attempt is far off holds up nobody: it will be alone on its connection.
+            // One whose next attempt is far off holds up nobody: it will be alone on its
+            // connection.
             if due {
                 tracing::warn!(%id, crashes = self.hands.crashes(id), "trying a suspect");
                 self.suspect_tried(id).await;

@@ -1,5 +1,5 @@
-//! Clocks that jump while mail waits, running and across a restart: nothing expires, nothing is tried
-//! in a storm, everything arrives.
+//! Clocks that jump while mail waits, running and across a restart: nothing expires, nothing is
+//! tried in a storm, everything arrives.
 
 use std::rc::Rc;
 use std::time::Duration;
