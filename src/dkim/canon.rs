@@ -331,6 +331,21 @@ pub(crate) fn header_field(canon: Canon, field: &[u8], colon: usize, out: &mut V
 
 /// RFC 6376 3.4.2: unfolded, runs of blanks made one, none at either end.
 fn relaxed_value(value: &[u8], out: &mut Vec<u8>) {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let first = value.iter().position(|byte| !blank(byte));
+    let last = value.iter().rposition(|byte| !blank(byte));
+    let plain = match (first, last) {
+        (Some(first), Some(last)) => &value[first..=last],
+        _ => &[],
+    };
+    // Most values have nothing else to change; no branches, so that the compiler makes vectors.
+    let breaks = |dirty, byte: &u8| dirty | u8::from(matches!(byte, b'\t' | b'\r' | b'\n'));
+    let pairs = plain.iter().zip(plain.iter().skip(1));
+    let doubles = |dirty, (a, b): (&u8, &u8)| dirty | u8::from((*a == b' ') & (*b == b' '));
+    if plain.iter().fold(0, breaks) | pairs.fold(0, doubles) == 0 {
+        out.extend_from_slice(plain);
+        return;
+    }
     let mut rest = value;
     let mut blank = false;
     let start = out.len();

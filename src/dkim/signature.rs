@@ -228,11 +228,11 @@ pub fn prepare(
         return Err(PrepareError::Identities);
     }
     let found = signed_fields(header, options)?;
-    let mut names = Vec::new();
+    let mut names = Vec::with_capacity(options.names.len() + found.len());
     let mut input = Vec::with_capacity(header.len().min(8192) + 1024);
-    for ((_, name, oversigned), fields) in options.names.iter().zip(&found) {
+    for (row, (_, name, oversigned)) in options.names.iter().enumerate() {
         // RFC 6376 5.4.2: repeated fields are signed from the bottom up.
-        for field in fields.iter().rev() {
+        for (_, field) in found.iter().rev().filter(|(of, _)| *of == row) {
             names.push(&**name);
             canon::header_field(options.header, field.bytes, field.colon, &mut input);
         }
@@ -243,6 +243,7 @@ pub fn prepare(
     let common = input.len();
     let mut bh = Vec::new();
     base64::encode(&body.digest, &mut bh);
+    let bh = String::from_utf8_lossy(&bh);
     let lay_out = |identity: &Arc<Identity>| {
         let field = field_text(identity, options, &names, &bh, now);
         input.truncate(common);
@@ -260,12 +261,12 @@ pub fn prepare(
 
 const FIELD_NAME: &str = "DKIM-Signature";
 
-/// The fields to sign, per row of the options, top to bottom.
+/// The fields to sign, top to bottom, each with its row of the options.
 fn signed_fields<'a>(
     header: &'a [u8],
     options: &SignOptions,
-) -> Result<Vec<Vec<Field<'a>>>, PrepareError> {
-    let mut found: Vec<Vec<Field<'a>>> = options.names.iter().map(|_| Vec::new()).collect();
+) -> Result<Vec<(usize, Field<'a>)>, PrepareError> {
+    let mut found = Vec::with_capacity(options.names.len());
     let mut listed = options.names.len();
     let mut rest = header;
     while !rest.is_empty() && !rest.starts_with(b"\r\n") {
@@ -284,14 +285,11 @@ fn signed_fields<'a>(
             if listed > limits::DKIM_SIGNED_FIELDS_MAX {
                 return Err(PrepareError::TooManyFields);
             }
-            found[row].push(Field { bytes, colon });
+            found.push((row, Field { bytes, colon }));
         }
     }
-    let from = options
-        .names
-        .iter()
-        .position(|(lower, _, _)| &**lower == "from");
-    if from.is_none_or(|row| found[row].is_empty()) {
+    let is_from = |(row, _): &(usize, Field<'_>)| &*options.names[*row].0 == "from";
+    if !found.iter().any(is_from) {
         return Err(PrepareError::NoFrom);
     }
     Ok(found)
@@ -315,37 +313,34 @@ fn field_text(
     identity: &Identity,
     options: &SignOptions,
     names: &[&str],
-    body_hash: &[u8],
+    body_hash: &str,
     now: Wall,
 ) -> Vec<u8> {
     let mut text = Folder::new();
-    text.tag(&format!("{FIELD_NAME}: v=1;"));
-    text.tag(&format!("a={};", identity.key().algorithm().as_str()));
-    text.tag(&format!(
-        "c={}/{};",
-        options.header.as_str(),
-        options.body.as_str()
-    ));
-    text.tag(&format!("d={};", identity.domain()));
-    text.tag(&format!("s={};", identity.selector()));
+    text.tag(&[FIELD_NAME, ": v=1;"]);
+    text.tag(&["a=", identity.key().algorithm().as_str(), ";"]);
+    let (header, body) = (options.header.as_str(), options.body.as_str());
+    text.tag(&["c=", header, "/", body, ";"]);
+    text.tag(&["d=", identity.domain(), ";"]);
+    text.tag(&["s=", identity.selector(), ";"]);
     if let Some(agent) = identity.agent() {
-        text.tag(&format!("i={agent};"));
+        text.tag(&["i=", agent, ";"]);
     }
     let signed_at = now.0 / 1000;
-    text.tag(&format!("t={signed_at};"));
+    text.tag(&["t=", &signed_at.to_string(), ";"]);
     if let Some(lifetime) = options.lifetime {
         // RFC 6376 3.5: x= must be greater than t=.
         let expires = signed_at.saturating_add(lifetime.as_secs().max(1));
-        text.tag(&format!("x={expires};"));
+        text.tag(&["x=", &expires.to_string(), ";"]);
     }
     let (last, others) = names.split_last().unwrap_or((&"From", &[]));
     for (index, name) in others.iter().enumerate() {
         let start = if index == 0 { "h=" } else { "" };
-        text.part(index == 0, &format!("{start}{name}:"));
+        text.part(index == 0, &[start, name, ":"]);
     }
     let start = if others.is_empty() { "h=" } else { "" };
-    text.part(others.is_empty(), &format!("{start}{last};"));
-    text.tag(&format!("bh={};", String::from_utf8_lossy(body_hash)));
+    text.part(others.is_empty(), &[start, last, ";"]);
+    text.tag(&["bh=", body_hash, ";"]);
     text.line();
     text.out.extend_from_slice(b"b=");
     text.out
@@ -366,21 +361,24 @@ impl Folder {
     }
 
     /// A tag, after a blank or on a new line.
-    fn tag(&mut self, text: &str) {
+    fn tag(&mut self, text: &[&str]) {
         self.part(true, text);
     }
 
     /// A piece that may start a new line; `blank` says that it wants a blank before it otherwise.
-    fn part(&mut self, blank: bool, text: &str) {
-        let need = text.len() + usize::from(blank);
+    fn part(&mut self, blank: bool, text: &[&str]) {
+        let len: usize = text.iter().map(|word| word.len()).sum();
+        let need = len + usize::from(blank);
         if self.column > 0 && self.column + need > LINE {
             self.line();
         } else if blank && self.column > 0 {
             self.out.push(b' ');
             self.column += 1;
         }
-        self.out.extend_from_slice(text.as_bytes());
-        self.column += text.len();
+        for word in text {
+            self.out.extend_from_slice(word.as_bytes());
+        }
+        self.column += len;
     }
 
     fn line(&mut self) {
