@@ -17,7 +17,6 @@ use crate::limits;
 use crate::message::MessageId;
 use crate::queue::{Grants, Queue};
 use crate::service::balance::{Balance, Board};
-use crate::service::dispatch::Dispatch;
 use crate::service::dispatch::{Dispatch, Parts};
 use crate::service::hands::Hands;
 use crate::service::mesh::{Figures, Mesh, OperatorRequest, ShardMessage, answer};
