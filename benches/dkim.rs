@@ -71,7 +71,8 @@ fn interleaved(kind: KeyKind, name: &str, rounds: usize) {
     }
     let [least, _, reference] = quantiles(samples.pop().unwrap_or_default());
     println!(
-        "{name}: aws-lc-rs one at a time, verified: {reference:.1} us per signature, least {least:.1}"
+        "{name}: aws-lc-rs one at a time, verified: {reference:.1} us per signature ({least:.1} \
+         least)"
     );
     for (size, samples) in sizes.iter().zip(samples) {
         let [least, quarter, each] = quantiles(samples);

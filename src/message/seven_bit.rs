@@ -9,9 +9,9 @@
 //! is. The result depends on the message alone, so that it can be made again for a retry and still
 //! fit the signature that was made the first time. Signing comes after conversion.
 //! Not converted: 8-bit header fields (RFC 6531: the receiver needs SMTPUTF8), parts under a
-//! signature (RFC 1847 2.1 wants them 7-bit from the start; a rewritten one would not verify), types
-//! of `message` that may not be encoded (RFC 2046 5.2), and structure that two programs could read
-//! in two ways.
+//! signature (RFC 1847 2.1 wants them 7-bit from the start; a rewritten one would not verify),
+//! types of `message` that may not be encoded (RFC 2046 5.2), and structure that two programs could
+//! read in two ways.
 //! Limits: [`limits::CONVERSION_DEPTH_MAX`], [`limits::CONVERSION_PARTS_MAX`].
 
 use std::ops::Range;

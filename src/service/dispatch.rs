@@ -436,8 +436,8 @@ impl<P: Port> Dispatch<P> {
 
     /// Gets an assigned entry's message ready, or tells the brain why that cannot be.
     ///
-    /// `eight_bit_mime` says whether the receiver takes 8-bit mail; for one that does not the message
-    /// is converted, before it is signed (RFC 6376 5.3).
+    /// `eight_bit_mime` says whether the receiver takes 8-bit mail; for one that does not the
+    /// message is converted, before it is signed (RFC 6376 5.3).
     pub async fn begin(&self, entry: EntryId, eight_bit_mime: bool) -> Option<Work> {
         let (id, recipients, held) = {
             let brain = self.brain.borrow();
