@@ -7,8 +7,8 @@
 //! away, because the clock of a busy machine changes by a tenth from one second to the next. Two
 //! classes at a time are compared by Welch's t of their times, whole and with the slowest cut off
 //! at many percentiles: noise lives in the slow tail, a leak may live anywhere. The largest |t| of
-//! a comparison counts. Under 4.5 for one crop no leak is found; the largest of many crops reaches 5
-//! by chance. Above 10: a leak, and the report shows its size. It asserts nothing: a noisy
+//! a comparison counts. Under 4.5 for one crop no leak is found; the largest of many crops reaches
+//! 5 by chance. Above 10: a leak, and the report shows its size. It asserts nothing: a noisy
 //! neighbour is not a leak, and a human reads it. No difference is found says little where the
 //! second control is not told from the first either: then take more samples.
 //! Classes: one digest again and again against random ones; primes with nearly all limbs empty, and
