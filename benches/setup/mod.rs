@@ -32,8 +32,8 @@ pub(crate) fn cpu_ns() -> u64 {
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
-/// Whether to measure: `cargo bench` passes `--bench`; `--test`, and `cargo test`, only want to know
-/// that everything runs.
+/// Whether to measure: `cargo bench` passes `--bench`; `--test`, and `cargo test`, only want to
+/// know that everything runs.
 pub(crate) fn measures() -> bool {
     let has = |wanted: &str| std::env::args().any(|word| word == wanted);
     has("--bench") && !has("--test")

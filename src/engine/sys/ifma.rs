@@ -392,7 +392,7 @@ mod x86 {
                 if J > I {
                     sums[J] = hi(sums[J], before, a_i);
                 }
-                if J >= I {
+                if J + 1 > I {
                     before = if J == I {
                         a_i
                     } else if J == I + 1 {

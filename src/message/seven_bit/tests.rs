@@ -98,8 +98,9 @@ fn parts_are_converted_where_they_stand() {
 // A digest's parts are messages; a missing end of the multipart is the end of its last part.
 #[test]
 fn digests_and_open_ends() {
-    let digest = "MIME-Version: 1.0\r\nContent-Type: multipart/digest; boundary=b\r\n\r\n--b\r\n\r\n\
-                  Subject: one\r\n\r\ngr\u{fc}n, blue and yellow\r\n--b\r\n\r\nSubject: two\r\n\r\nred\r\n";
+    let digest = "MIME-Version: 1.0\r\nContent-Type: multipart/digest; boundary=b\r\n\r\n\
+                  --b\r\n\r\nSubject: one\r\n\r\ngr\u{fc}n, blue and yellow\r\n\
+                  --b\r\n\r\nSubject: two\r\n\r\nred\r\n";
     let converted = text(digest.as_bytes());
     assert_eq!(leaves(converted.as_bytes()), leaves(digest.as_bytes()));
     assert!(converted.contains("Subject: one\r\nContent-Transfer-Encoding: quoted-printable\r\n"));

@@ -154,6 +154,37 @@ fn a_retry_reuses_the_signature_until_the_keys_change() {
     });
 }
 
+// The 7-bit form of a message is signed for itself, and both signatures are kept for retries, for
+// which the message is read and converted again.
+#[test]
+fn each_form_of_a_message_has_its_own_signature() {
+    with_service(own("s1"), async |service| {
+        let read = || {
+            let content = Bytes::from("From: a@own.test\r\n\r\nGr\u{fc}n\r\n");
+            let id = MessageId::new(0, 9);
+            Arc::new(Held::mapped(id, Envelope::default(), content, Wall(0)))
+        };
+        let first = read();
+        let form = first.for_receiver(false).unwrap();
+        assert!(first.eight_bit && !form.eight_bit && form.content.is_ascii());
+        assert!(Arc::ptr_eq(&form, &first.for_receiver(false).unwrap()));
+        assert!(Arc::ptr_eq(&first, &first.for_receiver(true).unwrap()));
+        service.sign(&form).await.unwrap();
+        service.sign(&first).await.unwrap();
+        assert_ne!(fields(&form), fields(&first));
+        service.keep(&first);
+        let again = read();
+        let converted = again.for_receiver(false).unwrap();
+        service.sign(&converted).await.unwrap();
+        service.sign(&again).await.unwrap();
+        assert_eq!(fields(&converted), fields(&form));
+        assert_eq!(fields(&again), fields(&first));
+        assert_eq!(converted.content, form.content);
+        let made = service.report().ed25519_signatures;
+        assert_eq!((made, service.reused()), (2, 2));
+    });
+}
+
 // Mail without a key is refused at submission; where its key went away later it waits; our own
 // notifications go out unsigned.
 #[test]
