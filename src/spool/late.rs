@@ -5,6 +5,10 @@
 //! Why this way: mail is late instead of hidden until the next start. What has been settled stays
 //! settled: as long as a segment is unread, what the state log said at recovery is kept, every
 //! checkpoint writes it down again, and messages that end are remembered beyond their segments.
+//! Bugs: a last group that a crash tore so that not even its header is left, in a segment that
+//! could
+//!   not be read at the next start, is reported as lost by the start after that, although it was
+//!   never acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
