@@ -2,6 +2,7 @@
 
 use crate::engine::{Map, Port};
 use crate::limits;
+use crate::message::MessageId;
 use crate::spool::format::Log;
 use crate::spool::{Queued, ReadError};
 
@@ -77,7 +78,8 @@ impl<P: Port> Spooler<P> {
         self.0.wake.raise();
     }
 
-    /// Messages of the list that can be read now; each that cannot goes to its end.
+    /// Messages of the list that can be read now; each that cannot goes to its end. One leaves the
+    /// list only when it has been read, so that the alarm stays until then.
     async fn take_late(&self, max: usize) -> Vec<Loaded> {
         let mut out = Vec::new();
         let count = self.0.late.borrow().len();
@@ -85,31 +87,40 @@ impl<P: Port> Spooler<P> {
             if out.len() >= max.max(1) {
                 break;
             }
-            let id = self.0.late.borrow_mut().pop_front();
+            let id = self.0.late.borrow().front().copied();
             let Some(id) = id else { break };
-            let waiting = self.0.core.borrow().waiting(id);
-            let Some((id, extent, pending)) = waiting else {
-                continue;
-            };
-            if self.0.is_condemned(id) {
-                self.set_aside(id).await;
-                continue;
-            }
-            match self.0.head_in_hand(id, &extent).await {
-                Ok((record, envelope)) => out.push(Loaded {
-                    queued: Queued {
-                        id,
-                        location: extent.location,
-                        received_at: record.received_at,
-                        pending,
-                    },
-                    envelope,
-                }),
-                Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-                Err(ReadError::Io) => self.0.late.borrow_mut().push_back(id),
-                Err(ReadError::Gone) => {}
-            }
+            let again = self.take_one(id, &mut out).await;
+            let mut late = self.0.late.borrow_mut();
+            late.pop_front();
+            late.extend(again.then_some(id));
         }
         out
+    }
+
+    /// Reads one message of the list; whether it is to be tried again.
+    async fn take_one(&self, id: MessageId, out: &mut Vec<Loaded>) -> bool {
+        let waiting = self.0.core.borrow().waiting(id);
+        let Some((id, extent, pending)) = waiting else {
+            return false;
+        };
+        if self.0.is_condemned(id) {
+            self.set_aside(id).await;
+            return false;
+        }
+        match self.0.head_in_hand(id, &extent).await {
+            Ok((record, envelope)) => out.push(Loaded {
+                queued: Queued {
+                    id,
+                    location: extent.location,
+                    received_at: record.received_at,
+                    pending,
+                },
+                envelope,
+            }),
+            Err(ReadError::Damaged) => self.condemn(id, &extent).await,
+            Err(ReadError::Io) => return true,
+            Err(ReadError::Gone) => {}
+        }
+        false
     }
 }
