@@ -132,6 +132,22 @@ impl Signer {
         self.queues.iter().map(VecDeque::len).sum()
     }
 
+    /// Whether the batch that would run now has several signatures and lanes to spare: it costs the
+    /// same with all lanes in use.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        let kind = self.next_kind();
+        kind != SINGLE
+            && kind != ED25519
+            && (2..limits::DKIM_BATCH_MAX).contains(&self.queues[kind].len())
+    }
+
+    /// The queue whose first signature has waited longest.
+    fn next_kind(&self) -> usize {
+        let oldest = |kind: &usize| self.queues[*kind].front().map_or(u64::MAX, |front| front.0);
+        (0..WORK_KINDS).min_by_key(oldest).unwrap_or(SINGLE)
+    }
+
     /// What was done so far.
     #[must_use]
     pub fn report(&self) -> Report {
@@ -168,8 +184,7 @@ impl Signer {
     /// that are complete. Costs at most as much as one full batch of the lane engine (0.9 ms for
     /// RSA-2048), or one signature where the lanes cannot help.
     pub fn run_batch(&mut self, out: &mut Vec<Signed>) {
-        let oldest = |kind: &usize| self.queues[*kind].front().map_or(u64::MAX, |front| front.0);
-        let kind = (0..WORK_KINDS).min_by_key(oldest).unwrap_or(SINGLE);
+        let kind = self.next_kind();
         let most = if kind == SINGLE {
             1
         } else {

@@ -10,8 +10,10 @@
 //! Retries: the signature of a message that was put off is kept
 //! (`limits::SIGNATURES_KEPT_BYTES_MAX`); one that was pushed out, or lost with the process, is
 //! made again.
-//! Batching: no timer. A job waits one turn of the loop, in which every other task that is ready
-//! submits its own; while a batch of eight runs (0.7 ms) the next one gathers.
+//! Batching: a job waits one turn of the loop, in which every other task that is ready submits its
+//! own; while a batch of eight runs (0.7 ms) the next one gathers. A lone job waits for nothing
+//! else; several that leave lanes empty wait a millisecond for others, where batches follow each
+//! other closely: a batch of six costs as much as one of eight.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
 mod kept;
@@ -20,6 +22,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -32,6 +35,7 @@ use crate::limits;
 use crate::message::MessageId;
 use crate::message::header::{self, HeaderScan};
 use crate::service::held::Held;
+use crate::time::Mono;
 
 use self::kept::Kept;
 
@@ -56,6 +60,8 @@ pub struct SignService<P: Port> {
     work: Signal,
     kept: RefCell<Kept>,
     reused: Cell<u64>,
+    /// When the last batch ended.
+    last_batch: Cell<Mono>,
 }
 
 #[derive(Default)]
@@ -76,6 +82,7 @@ impl<P: Port> SignService<P> {
             work: Signal::default(),
             kept: RefCell::new(Kept::new(limits::SIGNATURES_KEPT_BYTES_MAX)),
             reused: Cell::new(0),
+            last_batch: Cell::new(Mono(0)),
         }
     }
 
@@ -175,9 +182,19 @@ impl<P: Port> SignService<P> {
         fields.unwrap_or(Err(SignError::Failed))
     }
 
-    /// Gives the shard a turn to bring more work, and another as long as each turn does, until the
-    /// lanes are full. A lone message waits one turn, which is no wait for anything.
+    /// Waits for company, as the module says.
     async fn gather(&self) {
+        self.take_turns().await;
+        let now = self.port.now();
+        if self.signer.borrow().is_short() && now < self.last_batch.get().after(CLOSE_BATCHES) {
+            self.port.sleep_until(now.after(COMPANY_WAIT)).await;
+            self.take_turns().await;
+        }
+    }
+
+    /// Gives the shard a turn to bring more work, and another as long as each turn does, until the
+    /// lanes are full.
+    async fn take_turns(&self) {
         let mut pending = 0;
         while self.signer.borrow().pending() > pending && pending < limits::DKIM_BATCH_MAX {
             pending = self.signer.borrow().pending();
@@ -194,6 +211,7 @@ impl<P: Port> SignService<P> {
                 self.gather().await;
                 let before = self.report();
                 self.signer.borrow_mut().run_batch(&mut signed);
+                self.last_batch.set(self.port.now());
                 raise_alarms(before, self.report());
                 for Signed { ticket, fields } in signed.drain(..) {
                     if let Some(waiter) = self.waiting.borrow_mut().remove(&ticket) {
@@ -205,6 +223,12 @@ impl<P: Port> SignService<P> {
         }
     }
 }
+
+/// Batches that follow each other this closely are of a load that fills the next one soon.
+const CLOSE_BATCHES: Duration = Duration::from_millis(5);
+
+/// How long a batch with empty lanes waits then.
+const COMPANY_WAIT: Duration = Duration::from_millis(1);
 
 /// The name of a form of a message: only a message with octets above 127 has another, without.
 fn key(form: &Held) -> (MessageId, bool) {
