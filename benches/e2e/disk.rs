@@ -176,6 +176,17 @@ fn accept_beside(scale: Scale<'_>, queued: u64, cold: bool) -> Outcome<Accepted>
     visit(&place.path("data"), cold)?;
     let mut daemon = Daemon::start(&place, 1, &up)?;
     let number = if scale.smoke { "200" } else { "4000" };
+    if queued == 0 {
+        // A spool that has no segments to use again is busy making some.
+        let args = ["--chunking", "--size", "10KiB", "--messages"];
+        let before = if scale.smoke { "200" } else { "40000" };
+        load(
+            daemon.address,
+            &[&args[..], &[before]].concat(),
+            patience(40_000),
+        )?;
+        daemon.wait_for(&["ready", "deferred", "in_flight"], 0, patience(40_000))?;
+    }
     let args = [
         "--chunking",
         "--size",

@@ -12,7 +12,7 @@
 //! made again.
 //! Batching: a job waits one turn of the loop, in which every other task that is ready submits its
 //! own; while a batch of eight runs (0.7 ms) the next one gathers. A lone job waits for nothing
-//! else; several that leave lanes empty wait a millisecond for others, where batches follow each
+//! else; several that leave lanes empty wait for others, a millisecond at most, where batches follow each
 //! other closely: a batch of six costs as much as one of eight.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
@@ -20,8 +20,11 @@ mod kept;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -186,9 +189,18 @@ impl<P: Port> SignService<P> {
     async fn gather(&self) {
         self.take_turns().await;
         let now = self.port.now();
-        if self.signer.borrow().is_short() && now < self.last_batch.get().after(CLOSE_BATCHES) {
-            self.port.sleep_until(now.after(COMPANY_WAIT)).await;
-            self.take_turns().await;
+        if now >= self.last_batch.get().after(CLOSE_BATCHES) {
+            return;
+        }
+        let mut sleep = pin!(self.port.sleep_until(now.after(COMPANY_WAIT)));
+        while self.signer.borrow().is_short() {
+            let came = poll_fn(|context| match self.work.poll_raised(context) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending => sleep.as_mut().poll(context).map(|()| false),
+            });
+            if !came.await {
+                return;
+            }
         }
     }
 
