@@ -299,11 +299,12 @@ fn session_memory(shards: u16) -> u64 {
     })
 }
 
-/// How many sessions the descriptors allow one shard: half of what the spools leave, so that mail
-/// can leave while others fill the house. Beyond it a peer hears 421 instead of nothing.
+/// How many sessions the descriptors allow one shard: three quarters of what the spools leave, so
+/// that mail can leave while others fill the house. (Half would refuse 10,000 sessions where the
+/// common hard limit of 20,000 is in force.) Beyond it a peer hears 421 instead of nothing.
 fn sessions_max(shards: u16) -> u32 {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-    let each = (soft / u64::from(shards.max(1))).saturating_sub(limits::DESCRIPTORS_KEPT) / 2;
+    let each = (soft / u64::from(shards.max(1))).saturating_sub(limits::DESCRIPTORS_KEPT) / 4 * 3;
     u32::try_from(each.max(1)).unwrap_or(u32::MAX)
 }
 
