@@ -15,7 +15,7 @@ use super::state::{Completion, Flight, Outcome, Spool, Void};
 use super::types::{AppendError, Location, Settlement, SettlementKind, Stored};
 
 impl Spool {
-    /// Answers [`Action::Write`].
+    /// Answers [`Action::Write`](super::Action::Write).
     pub fn written(&mut self, ticket: u32, block: Block, outcome: Outcome, now: Mono) {
         self.pool.give(block);
         let flight = self.flights.get_mut(ticket as usize).and_then(Option::take);
