@@ -110,9 +110,10 @@ fn one_session_uses_every_connection() {
         let campaign = campaign(seed, 1, 350);
         let peak = run(&campaign);
         assert_eq!(peak.receiver, 2 * CONNECTIONS, "seed {seed}");
-        // The session may have been moved; what it left behind went out from where it was.
-        let most = peak.shards.iter().max();
-        assert_eq!(most, Some(&u64::from(2 * CONNECTIONS)), "seed {seed}");
+        // A fixed share would be CONNECTIONS. Not all: the session may have been moved, and what it
+        // left behind goes out from where it was.
+        let most = peak.shards.iter().max().copied().unwrap_or(0);
+        assert!(most > u64::from(CONNECTIONS) * 3 / 2, "seed {seed}: {most}");
     }
 }
 
