@@ -12,8 +12,8 @@
 //! made again.
 //! Batching: a job waits one turn of the loop, in which every other task that is ready submits its
 //! own; while a batch of eight runs (0.7 ms) the next one gathers. A lone job waits for nothing
-//! else; several that leave lanes empty wait for others, a millisecond at most, where batches follow each
-//! other closely: a batch of six costs as much as one of eight.
+//! else; several that leave lanes empty wait for others, a millisecond at most, where batches
+//! follow each other closely: a batch of six costs as much as one of eight.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
 mod kept;

@@ -33,8 +33,10 @@ impl LineRule {
         self.after_cr = last == b'\r';
     }
 
-    /// Whether an octet above 127 was among what was fed, as far as the rule is not broken. Found
-    /// in passing: a scan after the sync, with the content out of the caches, costs 0.7 us per 10 KiB.
+    /// Whether an octet above 127 was among what was fed, as far as the rule is not broken.
+    ///
+    /// Found in passing: a scan after the sync, with the content out of the caches, costs 0.7 us
+    /// per 10 KiB.
     #[must_use]
     pub fn is_eight_bit(&self) -> bool {
         self.eight_bit
