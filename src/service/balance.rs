@@ -80,7 +80,7 @@ impl Board {
     }
 
     /// Notes how many sessions a shard has.
-    pub fn post_sessions(&self, shard: u16, sessions: u32) {
+    fn post_sessions(&self, shard: u16, sessions: u32) {
         self.0[usize::from(shard)]
             .sessions
             .store(sessions, Ordering::Relaxed);

@@ -38,8 +38,8 @@ use crate::message::{Content, Envelope, MessageId};
 use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
-    Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
-    RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, PendingRecipient, Place, Queued,
+    ReadError, RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
 };
 use crate::time::{Mono, Wall};
 
@@ -391,29 +391,41 @@ impl<P: Port> Spooler<P> {
             }
             let waiting = self.0.core.borrow().waiting_at(segment, cursor.next);
             cursor.next += 1;
-            let Some((id, extent, pending)) = waiting else {
-                continue;
-            };
-            if self.0.is_condemned(id) {
-                self.set_aside(id).await;
-                continue;
-            }
-            match self.0.head_in_hand(id, &extent).await {
-                Ok((record, envelope)) => out.push(Loaded {
-                    queued: Queued {
-                        id,
-                        location: extent.location,
-                        received_at: record.received_at,
-                        pending,
-                    },
-                    envelope,
-                }),
-                Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-                Err(ReadError::Io) => self.0.late.borrow_mut().push_back(id),
-                Err(ReadError::Gone) => {}
+            let Some(waiting) = waiting else { continue };
+            let id = waiting.0;
+            if self.load_one(waiting, &mut out).await {
+                self.0.late.borrow_mut().push_back(id);
             }
         }
         out
+    }
+
+    /// Reads the envelope of a message that waits and adds it to `out`, unless it is to be put
+    /// aside. True when the disk did not give it: it is to be tried again.
+    async fn load_one(
+        &self,
+        (id, extent, pending): (MessageId, Extent, Vec<PendingRecipient>),
+        out: &mut Vec<Loaded>,
+    ) -> bool {
+        if self.0.is_condemned(id) {
+            self.set_aside(id).await;
+            return false;
+        }
+        match self.0.head_in_hand(id, &extent).await {
+            Ok((record, envelope)) => out.push(Loaded {
+                queued: Queued {
+                    id,
+                    location: extent.location,
+                    received_at: record.received_at,
+                    pending,
+                },
+                envelope,
+            }),
+            Err(ReadError::Damaged) => self.condemn(id, &extent).await,
+            Err(ReadError::Io) => return true,
+            Err(ReadError::Gone) => {}
+        }
+        false
     }
 
     /// The spool in figures.

@@ -2,9 +2,7 @@
 
 use crate::engine::{Map, Port};
 use crate::limits;
-use crate::message::MessageId;
 use crate::spool::format::Log;
-use crate::spool::{Queued, ReadError};
 
 use super::recovery::{Patience, rewrite};
 use super::{Loaded, Spooler};
@@ -89,38 +87,15 @@ impl<P: Port> Spooler<P> {
             }
             let id = self.0.late.borrow().front().copied();
             let Some(id) = id else { break };
-            let again = self.take_one(id, &mut out).await;
+            let waiting = self.0.core.borrow().waiting(id);
+            let again = match waiting {
+                Some(waiting) => self.load_one(waiting, &mut out).await,
+                None => false,
+            };
             let mut late = self.0.late.borrow_mut();
             late.pop_front();
             late.extend(again.then_some(id));
         }
         out
-    }
-
-    /// Reads one message of the list; whether it is to be tried again.
-    async fn take_one(&self, id: MessageId, out: &mut Vec<Loaded>) -> bool {
-        let waiting = self.0.core.borrow().waiting(id);
-        let Some((id, extent, pending)) = waiting else {
-            return false;
-        };
-        if self.0.is_condemned(id) {
-            self.set_aside(id).await;
-            return false;
-        }
-        match self.0.head_in_hand(id, &extent).await {
-            Ok((record, envelope)) => out.push(Loaded {
-                queued: Queued {
-                    id,
-                    location: extent.location,
-                    received_at: record.received_at,
-                    pending,
-                },
-                envelope,
-            }),
-            Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-            Err(ReadError::Io) => return true,
-            Err(ReadError::Gone) => {}
-        }
-        false
     }
 }
