@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, RunEnd, SimOptions};
+use postrider::engine::sim::{CrashKind, RunEnd};
 use postrider::engine::{Class, Port};
 use postrider::service::mesh::OperatorRequest;
 
@@ -24,7 +24,6 @@ enum When {
 
 fn waiting(seed: u64) -> Campaign {
     let campaign = Campaign::new(Scenario {
-        seed,
         shards: 2,
         messages: 30,
         bytes_max: 600,
@@ -33,13 +32,8 @@ fn waiting(seed: u64) -> Campaign {
         spread: 0,
         // An hour of temporary failures: everything is deferred when the clock jumps.
         personalities: vec!["accept+greylist:3600s".to_owned()],
-        trouble: Duration::ZERO,
-        crashes: 0,
         jumps: true,
-        rot: false,
-        dns_fails: 0,
-        options: SimOptions::calm(),
-        ..Scenario::draw(seed)
+        ..Scenario::calm(seed)
     });
     for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
         sent.recipients = vec![format!("u-{id}@d0.test")];

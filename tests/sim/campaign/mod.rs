@@ -76,6 +76,19 @@ struct Scenario {
 }
 
 impl Scenario {
+    /// Without any bad luck: what a test adds is all that happens.
+    fn calm(seed: u64) -> Self {
+        Self {
+            trouble: Duration::ZERO,
+            crashes: 0,
+            jumps: false,
+            rot: false,
+            dns_fails: 0,
+            options: SimOptions::calm(),
+            ..Self::draw(seed)
+        }
+    }
+
     fn draw(seed: u64) -> Self {
         let random = Random::new(seed ^ 0xc0ff_ee00);
         let mut options = SimOptions::swarm(random.next());

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, Poison, RunEnd, SimOptions};
+use postrider::engine::sim::{CrashKind, Poison, RunEnd};
 use postrider::engine::{Class, Port};
 use postrider::service::mesh::{OperatorRequest, ShardMessage};
 use postrider::service::spooler::Listed;
@@ -20,7 +20,6 @@ const BAD: u64 = 5;
 
 fn campaign(seed: u64) -> Campaign {
     let campaign = Campaign::new(Scenario {
-        seed,
         shards: 1 + u16::try_from(seed % 2).unwrap_or(0),
         messages: 20,
         bytes_max: 5_000,
@@ -28,13 +27,7 @@ fn campaign(seed: u64) -> Campaign {
         sessions: 3,
         spread: 500,
         personalities: vec!["accept".to_owned()],
-        trouble: Duration::ZERO,
-        crashes: 0,
-        jumps: false,
-        rot: false,
-        dns_fails: 0,
-        options: SimOptions::calm(),
-        ..Scenario::draw(seed)
+        ..Scenario::calm(seed)
     });
     // Everybody's domain is there, so that every message reaches a receiver.
     for (id, sent) in &mut campaign.ledger.borrow_mut().sent {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{RunEnd, SimOptions};
+use postrider::engine::sim::RunEnd;
 use postrider::engine::{Class, Port};
 use postrider::service::mesh::{OperatorRequest, ShardMessage};
 use tokio::sync::oneshot;
@@ -26,13 +26,7 @@ fn scenario(seed: u64, sessions: u64, messages: u64) -> Scenario {
         sessions,
         spread: 0,
         personalities: vec!["accept+delay:500ms".to_owned()],
-        trouble: Duration::ZERO,
-        crashes: 0,
-        jumps: false,
-        rot: false,
-        dns_fails: 0,
-        options: SimOptions::calm(),
-        ..Scenario::draw(seed)
+        ..Scenario::calm(seed)
     }
 }
 
