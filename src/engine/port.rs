@@ -51,6 +51,13 @@ impl Class {
     pub fn is_expendable(self) -> bool {
         matches!(self, Self::Ingress | Self::Egress)
     }
+
+    /// Whether such a task may wait while others run, for as long as those take: nobody on the
+    /// other side of a connection waits for it.
+    #[must_use]
+    pub fn is_patient(self) -> bool {
+        matches!(self, Self::Egress | Self::Background)
+    }
 }
 
 /// Why a connection could not be used. Closed, so that the queue can decide by the kind.

@@ -73,7 +73,7 @@ impl Core {
     /// sleep. True when the main future is to be polled next.
     pub(crate) fn turn(&self, limit: Duration) -> bool {
         self.shared.collect();
-        let main = self.tasks.run(&self.shared);
+        let main = self.tasks.run(&self.shared, mono);
         let idle = !main
             && self
                 .shared

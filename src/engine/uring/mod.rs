@@ -211,7 +211,7 @@ impl UringRuntime {
     /// Streams that somebody keeps beyond this receive nothing any more.
     pub fn run<F: Future>(self, main: F) -> F::Output {
         let core = &self.port.0;
-        let header = Arc::new(TaskHeader::new(Arc::clone(&core.shared), MAIN));
+        let header = Arc::new(TaskHeader::new(Arc::clone(&core.shared), MAIN, false));
         let waker = Waker::from(Arc::clone(&header));
         let mut main = pin!(main);
         header.wake();

@@ -16,10 +16,33 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::engine::sys::owner::OwnerCell;
 
+/// Tasks to poll, each kind in the order of the wakes.
+#[derive(Default)]
+pub(crate) struct Ready {
+    /// What somebody waits for on the other side of a connection or of a disk.
+    pub(crate) prompt: VecDeque<Arc<TaskHeader>>,
+    /// What may wait a moment for those: see [`Class::is_patient`](crate::engine::Class).
+    pub(crate) patient: VecDeque<Arc<TaskHeader>>,
+}
+
+impl Ready {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.prompt.is_empty() && self.patient.is_empty()
+    }
+
+    fn push(&mut self, task: Arc<TaskHeader>) {
+        if task.patient {
+            self.patient.push_back(task);
+        } else {
+            self.prompt.push_back(task);
+        }
+    }
+}
+
 /// The part of a shard that is Sync.
 pub(crate) struct Shared {
-    /// Tasks to poll, in order; the shard's thread only.
-    pub(crate) ready: OwnerCell<VecDeque<Arc<TaskHeader>>>,
+    /// Tasks to poll; the shard's thread only.
+    pub(crate) ready: OwnerCell<Ready>,
     /// Tasks that other threads woke. Each task is in it at most once.
     remote: SegQueue<Arc<TaskHeader>>,
     sleeping: AtomicBool,
@@ -31,7 +54,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new() -> nix::Result<Self> {
         Ok(Self {
-            ready: OwnerCell::new(VecDeque::new()),
+            ready: OwnerCell::new(Ready::default()),
             remote: SegQueue::new(),
             sleeping: AtomicBool::new(false),
             rung: AtomicBool::new(false),
@@ -99,7 +122,8 @@ impl Shared {
             return;
         }
         let mut task = Some(task);
-        self.ready.with(|ready| ready.extend(task.take()));
+        self.ready
+            .with(|ready| task.take().map(|task| ready.push(task)));
         if let Some(task) = task {
             self.remote.push(task);
             self.rouse();
@@ -122,14 +146,16 @@ impl Shared {
 pub(crate) struct TaskHeader {
     pub(crate) shared: Arc<Shared>,
     pub(crate) index: u32,
+    patient: bool,
     queued: AtomicBool,
 }
 
 impl TaskHeader {
-    pub(crate) fn new(shared: Arc<Shared>, index: u32) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, index: u32, patient: bool) -> Self {
         Self {
             shared,
             index,
+            patient,
             queued: AtomicBool::new(false),
         }
     }

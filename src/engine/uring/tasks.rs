@@ -1,4 +1,10 @@
-//! The tasks of a shard: a slab, polled in the order of their wakes.
+//! The tasks of a shard: a slab, polled in the order of their wakes; deliveries after everything
+//! else, and for as long as everything else took.
+//!
+//! Why: a retry storm keeps dozens of deliveries ready at all times. In one queue with them a
+//! session's turn comes after all of theirs, four times per message: the accept p99 rose from 2 to
+//! 22 ms. With slices a session waits for one of those. Deliveries have half of the time at least,
+//! so that mail coming in at full speed does not pile up.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -10,9 +16,13 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use slab::Slab;
 
-use super::remote::{Shared, TaskHeader};
+use super::remote::{Ready, Shared, TaskHeader};
 use crate::engine::Class;
-use crate::limits::TASKS_PER_TURN;
+use crate::limits::{PATIENT_SLICE, TASKS_PER_TURN};
+use crate::time::Mono;
+
+/// How many deliveries are polled between two looks at the clock.
+const PATIENT_POLLS: usize = 4;
 
 /// The index that the main future's header carries instead of a slot.
 pub(crate) const MAIN: u32 = u32::MAX;
@@ -37,7 +47,8 @@ impl Tasks {
     pub(crate) fn spawn(&self, shared: &Arc<Shared>, class: Class, work: Work) {
         let mut slots = self.slots.borrow_mut();
         let entry = slots.vacant_entry();
-        let header = Arc::new(TaskHeader::new(Arc::clone(shared), entry.key() as u32));
+        let (index, patient) = (entry.key() as u32, class.is_patient());
+        let header = Arc::new(TaskHeader::new(Arc::clone(shared), index, patient));
         entry.insert(Slot {
             header: Arc::clone(&header),
             class,
@@ -47,11 +58,17 @@ impl Tasks {
     }
 
     /// Polls what is ready, at most a batch. True when the main future is to be polled.
-    pub(crate) fn run(&self, shared: &Shared) -> bool {
+    pub(crate) fn run(&self, shared: &Shared, clock: impl Fn() -> Mono) -> bool {
         let mut main = false;
-        let waiting = shared.ready.with(|ready| ready.len()).unwrap_or(0);
-        for _ in 0..waiting.min(TASKS_PER_TURN) {
-            let Some(header) = shared.ready.with(|ready| ready.pop_front()).flatten() else {
+        let waiting = |ready: &mut Ready| (ready.prompt.len(), ready.patient.len());
+        let (prompt, patient) = shared.ready.with(waiting).unwrap_or((0, 0));
+        let began = if patient > 0 { clock() } else { Mono::NEVER };
+        for _ in 0..prompt.min(TASKS_PER_TURN) {
+            let Some(header) = shared
+                .ready
+                .with(|ready| ready.prompt.pop_front())
+                .flatten()
+            else {
                 break;
             };
             header.dequeued();
@@ -61,7 +78,30 @@ impl Tasks {
                 self.poll(header);
             }
         }
+        if patient > 0 {
+            let now = clock();
+            let end = now.after(now.since(began).max(PATIENT_SLICE));
+            self.run_patient(shared, patient.min(TASKS_PER_TURN), end, clock);
+        }
         main
+    }
+
+    /// Polls at most `most` deliveries, until `end`.
+    fn run_patient(&self, shared: &Shared, most: usize, end: Mono, clock: impl Fn() -> Mono) {
+        for polled in 1..=most {
+            let Some(header) = shared
+                .ready
+                .with(|ready| ready.patient.pop_front())
+                .flatten()
+            else {
+                return;
+            };
+            header.dequeued();
+            self.poll(header);
+            if polled % PATIENT_POLLS == 0 && clock() >= end {
+                return;
+            }
+        }
     }
 
     /// Ends all tasks where they stand, and those that they start meanwhile.
