@@ -16,6 +16,7 @@ fn config() -> SpoolConfig {
         segment_bytes: 64 << 20,
         state_segment_bytes: 4 << 20,
         low_water_bytes: 0,
+        free_kept: 4,
         seed: 1,
     }
 }

@@ -283,6 +283,17 @@ async fn drain<P: Port>(port: &P, dispatch: &Rc<Dispatch<P>>, sessions: &Rc<Sess
 /// How often a drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
+async fn discard<P: Port>(spool: Option<Spooler<P>>, id: MessageId) -> Result<(), ReleaseError> {
+    match spool.ok_or(ReleaseError::Absent)?.discard(id).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ReleaseError::Absent),
+        Err(error) => {
+            tracing::error!(%id, %error, "cannot remove a message from quarantine");
+            Err(ReleaseError::Io)
+        }
+    }
+}
+
 /// Reads the shard's mailbox.
 struct Office<P: Port> {
     port: P,
@@ -366,22 +377,15 @@ impl<P: Port> Office<P> {
                     answer(reply, dispatch.release(id).await);
                 });
             }
-            OperatorRequest::Discard { id, reply } => answer(reply, self.discard(id)),
-            OperatorRequest::Drain => self.drain.raise(),
-        }
-    }
-
-    fn discard(&self, id: MessageId) -> Result<(), ReleaseError> {
-        let mut spools = self.spools.iter();
-        let spool = spools.find(|(number, _)| *number == id.shard());
-        let (_, spool) = spool.ok_or(ReleaseError::Absent)?;
-        match spool.discard(id) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(ReleaseError::Absent),
-            Err(error) => {
-                tracing::error!(%id, %error, "cannot remove a message from quarantine");
-                Err(ReleaseError::Io)
+            OperatorRequest::Discard { id, reply } => {
+                let mut spools = self.spools.iter();
+                let spool = spools.find(|(number, _)| *number == id.shard());
+                let spool = spool.map(|(_, spool)| spool.clone());
+                self.port.spawn(Class::Control, async move {
+                    answer(reply, discard(spool, id).await);
+                });
             }
+            OperatorRequest::Drain => self.drain.raise(),
         }
     }
 

@@ -280,11 +280,15 @@ pub trait Port: Clone + 'static {
         range: Range<usize>,
     ) -> impl Future<Output = io::Result<()>>;
 
-    /// Syncs a directory after files were made, renamed or removed in it. Blocks.
-    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Lets go of a map. The last holder of a large one calls this instead of dropping it: to
+    /// unmap 64 MiB that were read takes milliseconds, which the shard does not wait for.
+    fn unmap(&self, map: Arc<Self::Map>) -> impl Future<Output = ()>;
 
-    /// Removes a file. Blocks.
-    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Syncs a directory after files were made, renamed or removed in it.
+    fn sync_directory(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Removes a file. What it holds is let go of meanwhile, which takes the time of its size.
+    fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// The names in a directory. Blocks; at boot.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;

@@ -19,6 +19,7 @@
 //!   read only later is taken in at once: some 100 ms for 64 MiB of small messages.
 
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -162,6 +163,9 @@ struct Inner<P: Port> {
     core: Guarded<P, Spool>,
     files: RefCell<HashMap<(Log, u32), P::File>>,
     maps: RefCell<HashMap<u32, Arc<P::Map>>>,
+    /// Files to remove, and whether a task is at it.
+    removals: RefCell<VecDeque<(Log, u32)>>,
+    removing: Cell<bool>,
     releasing: RefCell<Vec<u32>>,
     waiters: RefCell<Waiters>,
     callbacks: RefCell<Vec<Rc<Callback>>>,
@@ -271,6 +275,8 @@ impl<P: Port> Spooler<P> {
             core: Guarded::new(port.clone(), "the spool", opened.core),
             files: RefCell::new(opened.files),
             maps: RefCell::new(HashMap::new()),
+            removals: RefCell::default(),
+            removing: Cell::new(false),
             releasing: RefCell::default(),
             waiters: RefCell::default(),
             callbacks: RefCell::default(),
@@ -508,7 +514,7 @@ impl<P: Port> Spooler<P> {
             let known = core.status().free_bytes;
             core.space(free.unwrap_or(known), now);
         }
-        inner.retry_releases();
+        self.retry_releases();
         loop {
             let action = inner.core.borrow_mut().poll(now);
             let Some(action) = action else { break };
@@ -603,14 +609,15 @@ impl<P: Port> Spooler<P> {
             }
             Action::Release { segment } => {
                 self.0.releasing.borrow_mut().push(segment);
-                self.0.retry_releases();
+                self.retry_releases();
             }
             Action::Remove { log, segment } => {
-                let result = self.0.remove(log, segment);
-                self.0
-                    .core
-                    .borrow_mut()
-                    .removed(log, segment, outcome(&result));
+                self.0.removals.borrow_mut().push_back((log, segment));
+                if !self.0.removing.replace(true) {
+                    let driver = self.clone();
+                    let removing = async move { driver.remove_files().await };
+                    self.0.port.spawn(Class::Spool, removing);
+                }
             }
             Action::Copy { id, from } => {
                 let driver = self.clone();
@@ -619,6 +626,49 @@ impl<P: Port> Spooler<P> {
                     .spawn(Class::Spool, async move { driver.copy(id, from).await });
             }
         }
+    }
+
+    /// Forgets the maps of segments that are to be recycled, where no reader holds one.
+    fn retry_releases(&self) {
+        let inner = &self.0;
+        let mut maps = inner.maps.borrow_mut();
+        inner.releasing.borrow_mut().retain(|segment| {
+            let segment = *segment;
+            match maps.entry(segment) {
+                Entry::Vacant(_) => inner.core.borrow_mut().released(segment),
+                Entry::Occupied(map) if Arc::strong_count(map.get()) > 1 => return true,
+                Entry::Occupied(map) => {
+                    let (driver, map) = (self.clone(), map.remove());
+                    inner.port.spawn(Class::Spool, async move {
+                        driver.0.port.unmap(map).await;
+                        driver.0.core.borrow_mut().released(segment);
+                        driver.0.wake.raise();
+                    });
+                }
+            }
+            false
+        });
+    }
+
+    /// Removes the files that are to go, one after the other and with pauses.
+    async fn remove_files(&self) {
+        let inner = &self.0;
+        loop {
+            let first = inner.removals.borrow_mut().pop_front();
+            let Some((log, segment)) = first else { break };
+            let result = inner.remove(log, segment).await;
+            let mut core = inner.core.borrow_mut();
+            core.removed(log, segment, outcome(&result));
+            drop(core);
+            inner.wake.raise();
+            let status = inner.core.borrow().status();
+            if !status.alarms.contains(&Alarm::DiskFull) && !status.alarms.contains(&Alarm::NoFiles)
+            {
+                let pause = inner.port.now().after(limits::SPOOL_REMOVE_PAUSE);
+                inner.port.sleep_until(pause).await;
+            }
+        }
+        inner.removing.set(false);
     }
 
     async fn copy(&self, id: MessageId, from: Place) {
@@ -679,29 +729,12 @@ impl<P: Port> Inner<P> {
         }
     }
 
-    /// Forgets the maps of segments that are to be recycled, where no reader holds one.
-    fn retry_releases(&self) {
-        let mut maps = self.maps.borrow_mut();
-        let mut core = self.core.borrow_mut();
-        self.releasing.borrow_mut().retain(|segment| {
-            if maps
-                .get(segment)
-                .is_some_and(|map| Arc::strong_count(map) > 1)
-            {
-                return true;
-            }
-            maps.remove(segment);
-            core.released(*segment);
-            false
-        });
-    }
-
     async fn create(&self, log: Log, segment: u32, len: u64, prewrite: bool) -> io::Result<()> {
         let path = self.path(log, segment);
         let file = match self.port.open(&path, OpenMode::Create) {
             // Left from a removal that failed; nobody names its number.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.port.remove(&path)?;
+                self.port.remove(&path).await?;
                 self.port.open(&path, OpenMode::Create)?
             }
             other => other?,
@@ -709,21 +742,25 @@ impl<P: Port> Inner<P> {
         if prewrite {
             self.port.prewrite(&file, len).await?;
         }
-        self.port.sync_directory(&self.directory)?;
+        self.port.sync_directory(&self.directory).await?;
         self.files.borrow_mut().insert((log, segment), file);
         Ok(())
     }
 
-    fn remove(&self, log: Log, segment: u32) -> io::Result<()> {
+    async fn remove(&self, log: Log, segment: u32) -> io::Result<()> {
         self.files.borrow_mut().remove(&(log, segment));
-        if log == Log::Message {
-            self.maps.borrow_mut().remove(&segment);
+        let map = match log {
+            Log::Message => self.maps.borrow_mut().remove(&segment),
+            Log::State => None,
+        };
+        if let Some(map) = map {
+            self.port.unmap(map).await;
         }
-        match self.port.remove(&self.path(log, segment)) {
+        match self.port.remove(&self.path(log, segment)).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        self.port.sync_directory(&self.directory)
+        self.port.sync_directory(&self.directory).await
     }
 }
 

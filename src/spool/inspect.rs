@@ -108,6 +108,7 @@ impl<F: Files> Inspection<F> {
             segment_bytes: crate::limits::SPOOL_SEGMENT_BYTES,
             state_segment_bytes: crate::limits::SPOOL_STATE_SEGMENT_BYTES,
             low_water_bytes: 0,
+            free_kept: 4,
             seed: 0,
         };
         let mut recovery = Recovery::new(config);

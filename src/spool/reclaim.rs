@@ -102,13 +102,13 @@ impl Spool {
         }
     }
 
-    /// Free segments worth keeping: an eighth of the rest, and some to roll over to. Below the
-    /// low-water mark only the one that stragglers need.
+    /// Free segments worth keeping: an eighth of the rest, and those of the configuration. Below
+    /// the low-water mark only the one that stragglers need.
     fn free_kept(&self) -> u32 {
         if self.free_bytes < self.config.low_water_bytes {
             return 1;
         }
-        2 * limits::SPOOL_SPARE_SEGMENTS + self.mail.count(|s| s.phase == Phase::Sealed) / 8
+        self.config.free_kept + self.mail.count(|s| s.phase == Phase::Sealed) / 8
     }
 
     fn shed_free(&mut self) {

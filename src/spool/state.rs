@@ -36,6 +36,8 @@ pub struct SpoolConfig {
     pub state_segment_bytes: u64,
     /// Below this much free space new mail is refused.
     pub low_water_bytes: u64,
+    /// Free message segments kept for mail to come.
+    pub free_kept: u32,
     /// Random, for salts.
     pub seed: u64,
 }

@@ -99,6 +99,7 @@ fn config(seed: u64) -> SpoolConfig {
         segment_bytes: SEGMENT,
         state_segment_bytes: STATE_SEGMENT,
         low_water_bytes: 0,
+        free_kept: 4,
         seed,
     }
 }

@@ -279,7 +279,7 @@ fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
         run(&world, &port, async move {
             let log = inner.open(&file(), OpenMode::Create).unwrap();
             inner.prewrite(&log, 65_536).await.unwrap();
-            inner.sync_directory(Path::new(DIR)).unwrap();
+            inner.sync_directory(Path::new(DIR)).await.unwrap();
             inner.write_durable(&log, 0, page(1)).await.1.unwrap();
             let late = inner.clone();
             inner.spawn(Class::Spool, async move {
@@ -334,9 +334,12 @@ fn names_need_a_sync_of_their_directory() {
             let (left, _) = hosts(&world);
             let port = left.port();
             let (old, new) = (Path::new(DIR).join("old"), Path::new(DIR).join("new"));
-            drop(port.open(&old, OpenMode::Create).unwrap());
-            port.sync_directory(Path::new(DIR)).unwrap();
-            port.remove(&old).unwrap();
+            let (inner, removed) = (port.clone(), old.clone());
+            run(&world, &port, async move {
+                drop(inner.open(&removed, OpenMode::Create).unwrap());
+                inner.sync_directory(Path::new(DIR)).await.unwrap();
+                inner.remove(&removed).await.unwrap();
+            });
             drop(port.open(&new, OpenMode::Create).unwrap());
             left.crash(kind);
             let names = left.port().list(Path::new(DIR)).unwrap();
@@ -370,7 +373,7 @@ fn a_disk_shows_writes_and_reports_errors() {
     run(&world, &port, async move {
         let log = inner.open(&file(), OpenMode::Create).unwrap();
         inner.prewrite(&log, 65_536).await.unwrap();
-        inner.sync_directory(Path::new(DIR)).unwrap();
+        inner.sync_directory(Path::new(DIR)).await.unwrap();
         let map = inner.map(&log).unwrap();
         inner.write_durable(&log, 4_096, page(3)).await.1.unwrap();
         inner.prefetch(&map, 4_096..8_192).await.unwrap();

@@ -609,6 +609,17 @@ pub(super) async fn prewrite(
     Ok(())
 }
 
+/// The time that an operation on a name, or on a map as a whole, takes.
+pub(super) async fn pause(world: &Rc<World>, disk: &Disk) {
+    let pending = Pending::new();
+    let answer = Rc::clone(&pending);
+    let faults = disk.faults.borrow().clone();
+    let at = world.now().after(draw_latency(world, &faults));
+    world.schedule(at, move |_| answer.end(Ok(())));
+    // A process that is gone waits for nothing any more.
+    drop(pending.ended().await);
+}
+
 pub(super) fn map(file: &SimFile) -> io::Result<Arc<SimMap>> {
     let live = Rc::clone(&file.0.live.borrow());
     Ok(Arc::new(SimMap {

@@ -446,11 +446,18 @@ impl Port for SimPort {
         disk::prefetch(&self.world, &self.machine.disk, map, range).await
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+    async fn unmap(&self, map: Arc<SimMap>) {
+        disk::pause(&self.world, &self.machine.disk).await;
+        drop(map);
+    }
+
+    async fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        disk::pause(&self.world, &self.machine.disk).await;
         self.machine.disk.sync_directory(&self.world, path)
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        disk::pause(&self.world, &self.machine.disk).await;
         self.machine.disk.remove(&self.world, path)
     }
 

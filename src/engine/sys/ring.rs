@@ -8,6 +8,7 @@
 //! touches the slot's next user.
 
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -85,6 +86,10 @@ pub(crate) enum Request {
     Sync,
     /// Read a range of a map into memory; the descriptor is not used.
     Populate(Arc<FileMap>, Range<usize>),
+    /// Take a range of a map out of the process; the descriptor is not used.
+    Vacate(Arc<FileMap>, Range<usize>),
+    /// Remove the file of this name; the descriptor is not used.
+    Remove(CString),
     /// Say each time the descriptor becomes readable.
     Watch,
 }
@@ -105,8 +110,10 @@ pub(crate) enum Memory {
     Address(Box<SockaddrStorage>),
     /// Shared zeros.
     Zeros(Rc<Block>),
-    /// The map being populated.
+    /// The map being populated or emptied.
     Map(Arc<FileMap>),
+    /// A name that the kernel reads.
+    Name(CString),
 }
 
 /// The pieces of a send, and how far it got.
@@ -485,12 +492,12 @@ fn prepare(fd: Fd, request: Request) -> (Entry, Memory) {
             opcode::Fsync::new(fd).flags(FsyncFlags::empty()).build(),
             Memory::None,
         ),
-        Request::Populate(map, range) => {
-            // A bad range becomes an address that the kernel refuses: EINVAL, not a panic.
-            let (address, len) = map.pages(&range).unwrap_or((ptr::without_provenance(1), 1));
-            let advice = libc::MADV_POPULATE_READ;
-            let entry = opcode::Madvise::new(address.cast(), len as libc::off_t, advice).build();
-            (entry, Memory::Map(map))
+        Request::Populate(map, range) => advise(map, &range, libc::MADV_POPULATE_READ),
+        // The pages are those of the file: what reads the range afterwards finds the same bytes.
+        Request::Vacate(map, range) => advise(map, &range, libc::MADV_DONTNEED),
+        Request::Remove(name) => {
+            let entry = opcode::UnlinkAt::new(Fd(libc::AT_FDCWD), name.as_ptr()).build();
+            (entry, Memory::Name(name))
         }
         Request::Watch => (
             opcode::PollAdd::new(fd, libc::POLLIN as u32)
@@ -499,6 +506,13 @@ fn prepare(fd: Fd, request: Request) -> (Entry, Memory) {
             Memory::None,
         ),
     }
+}
+
+fn advise(map: Arc<FileMap>, range: &Range<usize>, advice: i32) -> (Entry, Memory) {
+    // A bad range becomes an address that the kernel refuses: EINVAL, not a panic.
+    let (address, len) = map.pages(range).unwrap_or((ptr::without_provenance(1), 1));
+    let entry = opcode::Madvise::new(address.cast(), len as libc::off_t, advice).build();
+    (entry, Memory::Map(map))
 }
 
 impl<T> Drop for Ring<T> {

@@ -360,12 +360,16 @@ impl Port for UringPort {
         disk::prefetch(&self.0, map, range).await
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        disk::sync_directory(path)
+    async fn unmap(&self, map: Arc<UringMap>) {
+        disk::unmap(&self.0, map).await;
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        disk::remove(path)
+    async fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        disk::sync_directory(&self.0, path).await
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        disk::remove(&self.0, path).await
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

@@ -587,6 +587,54 @@ fn timers_fire_in_order() {
     });
 }
 
+// Who serves a session comes before deliveries that were ready earlier, again and again; deliveries
+// keep their order among themselves and are not left out.
+#[test]
+fn deliveries_wait_for_sessions() {
+    run(|port| async move {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let done = Signal::default();
+        for number in 0..3 {
+            let (order, done) = (Rc::clone(&order), done.clone());
+            let class = if number == 2 {
+                Class::Ingress
+            } else {
+                Class::Egress
+            };
+            port.spawn(class, async move {
+                for _ in 0..2 {
+                    order.borrow_mut().push(number);
+                    crate::engine::yield_now().await;
+                }
+                done.raise();
+            });
+        }
+        while order.borrow().len() < 6 {
+            done.raised().await;
+        }
+        assert_eq!(*order.borrow(), [2, 0, 1, 2, 0, 1]);
+    });
+}
+
+// Letting go of a map leaves it to who else holds it.
+#[test]
+fn a_map_lives_as_long_as_its_last_holder() {
+    let directory = Directory::new("unmap");
+    run(|port| async move {
+        let path = directory.0.join("file");
+        std::fs::write(&path, vec![9; 20 << 20]).expect("write");
+        let file = port.open(&path, OpenMode::Existing).expect("open");
+        let map = port.map(&file).expect("map");
+        let other = std::sync::Arc::clone(&map);
+        port.unmap(map).await;
+        port.remove(&path).await.expect("remove");
+        let again = port.remove(&path).await.err().map(|error| error.kind());
+        assert_eq!(again, Some(io::ErrorKind::NotFound));
+        assert!(other.bytes().iter().all(|byte| *byte == 9));
+        port.unmap(other).await;
+    });
+}
+
 struct Directory(PathBuf);
 
 impl Directory {
@@ -641,10 +689,10 @@ async fn writes_and_reads(port: UringPort, directory: PathBuf) {
         Some(io::ErrorKind::InvalidInput)
     );
     assert!(port.prewrite(&file, 100).await.is_err());
-    port.sync_directory(&directory).expect("sync");
+    port.sync_directory(&directory).await.expect("sync");
     assert_eq!(port.list(&directory).expect("list"), ["segment"]);
     assert!(port.free_space(&directory).expect("space") > 0);
-    port.remove(&path).expect("remove");
+    port.remove(&path).await.expect("remove");
     assert!(port.list(&directory).expect("list").is_empty());
 }
 

@@ -173,7 +173,7 @@ impl<P: Port> Dispatch<P> {
             .append(new, &envelope, &content, now)
             .await
             .map_err(|_| ReleaseError::Io)?;
-        if let Err(error) = spool.discard(id) {
+        if let Err(error) = spool.discard(id).await {
             tracing::error!(%id, %error, "released, but not removed from quarantine");
         }
         self.stored(&stored, envelope, content, now, true);

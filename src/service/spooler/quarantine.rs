@@ -116,14 +116,14 @@ impl<P: Port> Spooler<P> {
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn discard(&self, id: MessageId) -> io::Result<bool> {
+    pub async fn discard(&self, id: MessageId) -> io::Result<bool> {
         let mut removed = false;
         for aside in self.0.asides().into_iter().filter(|aside| aside.id == id) {
-            self.0.port.remove(&self.0.aside_path(&aside))?;
+            self.0.port.remove(&self.0.aside_path(&aside)).await?;
             removed = true;
         }
         if removed {
-            self.0.port.sync_directory(&self.0.directory)?;
+            self.0.port.sync_directory(&self.0.directory).await?;
             self.0.count_asides();
         }
         Ok(removed)
@@ -206,7 +206,7 @@ impl<P: Port> Inner<P> {
         block[..footer.len()].copy_from_slice(&footer);
         let (_, result) = self.port.write_durable(&file, offset, block).await;
         result?;
-        self.port.sync_directory(&self.directory)?;
+        self.port.sync_directory(&self.directory).await?;
         self.count_asides();
         Ok(())
     }

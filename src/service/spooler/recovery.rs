@@ -46,7 +46,7 @@ pub(super) async fn recover<P: Port>(
     let failed = |error| SpoolError::Io(directory.clone(), error);
     // Names that an earlier life made or removed must not come back, or vanish, behind this one's
     // back.
-    port.sync_directory(directory).map_err(failed)?;
+    port.sync_directory(directory).await.map_err(failed)?;
     let listed = list(port, config)?;
     let free = port.free_space(directory).map_err(failed)?;
     let held: u64 = listed.iter().map(|file| file.len).sum();
@@ -286,6 +286,13 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
         segment_bytes: segment / block * block,
         state_segment_bytes: state.max(limits::SPOOL_STATE_SEGMENT_BYTES_MIN) / block * block,
         low_water_bytes: config.low_water_bytes.min(budget / 16),
+        // What a backlog leaves is used again by the next one, where the disk has room for it.
+        free_kept: u32::try_from(budget / 64 / segment.max(1))
+            .unwrap_or(u32::MAX)
+            .clamp(
+                2 * limits::SPOOL_SPARE_SEGMENTS,
+                limits::SPOOL_FREE_SEGMENTS_MAX,
+            ),
         seed,
     }
 }
@@ -386,5 +393,23 @@ async fn scan<P: Port>(
             Step::Group(found) => recovery.mail_group(number, &found),
             Step::End => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SpoolerConfig, sizes};
+
+    // A small disk keeps few free segments, a large one no more than the limit.
+    #[test]
+    fn free_segments_follow_the_disk() {
+        let config = SpoolerConfig {
+            directory: std::path::PathBuf::new(),
+            shard: 0,
+            segment_bytes: crate::limits::SPOOL_SEGMENT_BYTES,
+            low_water_bytes: 0,
+        };
+        let kept = |gib: u64| sizes(&config, gib << 30, 1).free_kept;
+        assert_eq!((kept(1), kept(32), kept(1024)), (4, 8, 16));
     }
 }
