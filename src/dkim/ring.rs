@@ -247,6 +247,14 @@ impl KeyRing {
         Choice::Sign(signers)
     }
 
+    /// Whether a message from this domain may be signed by somebody, at some time.
+    #[must_use]
+    pub fn may_sign(&self, from_domain: Option<&str>) -> bool {
+        let platform = self.no_key == NoKey::SignAsPlatform && !self.platform.is_empty();
+        let own = |domain: &str| !self.rule(&domain.to_ascii_lowercase()).is_empty();
+        platform || from_domain.is_some_and(own)
+    }
+
     fn rule(&self, domain: &str) -> &[Arc<Identity>] {
         if let Some(rule) = self.exact.get(domain) {
             return rule;

@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dkim::base64;
-use crate::dkim::canon::{self, BodyHash, BodyHasher, Canon};
+use crate::dkim::canon::{self, BodyHasher};
 use crate::dkim::key::PrivateKey;
 use crate::dkim::ring::Identity;
 use crate::limits;
+use crate::message::{BodyHash, Canon};
 use crate::time::Wall;
 
 /// Field names that are signed once more than they occur. In this order in `h=`.
@@ -130,6 +131,12 @@ impl SignOptions {
         }
         self.names.push((lower, name.into(), true));
         true
+    }
+
+    /// How bodies are canonicalised.
+    #[must_use]
+    pub fn body_canon(&self) -> Canon {
+        self.body
     }
 
     /// A hasher for bodies that will be signed with these options.

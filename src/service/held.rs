@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::limits;
 use crate::message::seven_bit::{self, Unconvertible};
-use crate::message::{BodyType, Envelope, MessageId};
+use crate::message::{ArrivedBody, BodyType, Envelope, MessageId};
 use crate::time::Wall;
 
 /// A message in memory, for as long as a delivery needs it.
@@ -32,6 +32,9 @@ pub struct Held {
     pub signature: OnceLock<Bytes>,
     /// Whether any octet of the content is above 127.
     pub eight_bit: bool,
+    /// The hash of the body, if it was taken while the message arrived. A body that was converted,
+    /// or comes from the spool, has none.
+    pub body: Option<ArrivedBody>,
     seven_bit: OnceLock<Result<Arc<Self>, Unconvertible>>,
     charge: Option<Charge>,
 }
@@ -62,6 +65,7 @@ impl Held {
             received_at,
             signature,
             eight_bit,
+            body: None,
             seven_bit: OnceLock::new(),
             charge: None,
         }

@@ -2,7 +2,8 @@
 //!
 //! Role: give each message its signature fields once, before its first attempt; its 7-bit form, for
 //! receivers without 8BITMIME, is signed as a message of its own.
-//! Flow: `Held` -> key ring -> `dkim::prepare` (header and body hash) -> `dkim::Signer` -> `Held`.
+//! Flow: a message arrives -> `arrival` (body hash) -> `Held` -> key ring -> `dkim::prepare` (header
+//! hash, and the body's where it is not known) -> `dkim::Signer` -> `Held`.
 //! Shard: the home shard of the egress path; a message for several sites is signed by whoever comes
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
@@ -16,6 +17,7 @@
 //! follow each other closely: a batch of six costs as much as one of eight.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
+mod arrival;
 mod kept;
 
 use std::cell::{Cell, RefCell};
@@ -35,11 +37,12 @@ use crate::dkim::{
 };
 use crate::engine::{Port, Signal, yield_now};
 use crate::limits;
-use crate::message::MessageId;
 use crate::message::header::{self, HeaderScan};
+use crate::message::{BodyHash, Envelope, MessageId, Watch};
 use crate::service::held::Held;
 use crate::time::Mono;
 
+use self::arrival::Arrival;
 use self::kept::Kept;
 
 /// Why a message has no signature.
@@ -63,6 +66,8 @@ pub struct SignService<P: Port> {
     work: Signal,
     kept: RefCell<Kept>,
     reused: Cell<u64>,
+    /// Messages whose body had been hashed when they were signed.
+    hashed: Cell<u64>,
     /// When the last batch ended.
     last_batch: Cell<Mono>,
 }
@@ -85,6 +90,7 @@ impl<P: Port> SignService<P> {
             work: Signal::default(),
             kept: RefCell::new(Kept::new(limits::SIGNATURES_KEPT_BYTES_MAX)),
             reused: Cell::new(0),
+            hashed: Cell::new(0),
             last_batch: Cell::new(Mono(0)),
         }
     }
@@ -118,6 +124,24 @@ impl<P: Port> SignService<P> {
     /// How many messages went out again with a signature that was kept.
     pub fn reused(&self) -> u64 {
         self.reused.get()
+    }
+
+    /// How many messages were signed with the hash of the body that was taken while they arrived.
+    pub fn hashed_on_arrival(&self) -> u64 {
+        self.hashed.get()
+    }
+
+    /// Somebody who hashes the body of a message with this envelope while it arrives; nobody where
+    /// it would not be signed.
+    pub fn watch(&self, envelope: &Envelope) -> Option<Box<dyn Watch>> {
+        let ring = self.ring.borrow();
+        // With no identity there is nobody whose signature could want the hash.
+        ring.identities().next()?;
+        let sender = envelope.sender.as_ref();
+        let sender = sender.map(|sender| sender.domain().as_str());
+        // Mail is mostly from the domain that its envelope names: then the header need not be read.
+        let asked = (!ring.may_sign(sender)).then(|| Arc::clone(&ring));
+        Some(Box::new(Arrival::new(self.options.body_hasher(), asked)))
     }
 
     /// What the signer has done so far.
@@ -167,11 +191,30 @@ impl<P: Port> SignService<P> {
             Choice::Reject => return Err(SignError::NoKey),
         };
         let start = body_start(content);
-        let mut hasher = self.options.body_hasher();
-        hasher.update(content.get(start..).unwrap_or_default());
-        let body = hasher.finish();
+        let body = self.body_hash(held, start);
         // A message that cannot be signed by its form (no From field) goes out as it is.
         Ok(prepare(&content[..start], &body, &identities, &self.options, now).ok())
+    }
+
+    /// The hash of the body, which starts at `start`: as it was taken on arrival, if this is still
+    /// that body.
+    fn body_hash(&self, held: &Held, start: usize) -> BodyHash {
+        let body = held.content.get(start..).unwrap_or_default();
+        let now = || {
+            let mut hasher = self.options.body_hasher();
+            hasher.update(body);
+            hasher.finish()
+        };
+        match &held.body {
+            Some(arrived)
+                if arrived.len == body.len() && arrived.hash.canon == self.options.body_canon() =>
+            {
+                debug_assert_eq!(arrived.hash, now(), "the body of {:?} has changed", held.id);
+                self.hashed.set(self.hashed.get() + 1);
+                arrived.hash
+            }
+            _ => now(),
+        }
     }
 
     async fn queue(&self, job: Vec<Unsigned>) -> Result<Vec<u8>, SignError> {

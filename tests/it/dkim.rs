@@ -190,6 +190,7 @@ fn a_message_is_signed_with_both_algorithms() {
         (counter("dkim_mismatches"), counter("dkim_failures")),
         (0, 0)
     );
+    assert_eq!(counter("dkim_hashed_on_arrival"), 2);
     assert_eq!(counter("messages_refused"), 1);
     assert_eq!(daemon.stop(), Some(0));
     assert!(sink.drain().is_empty());

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Port;
-use crate::message::{Content, Domain, EnhancedStatus, Envelope, MessageId, header};
+use crate::message::{
+    ArrivedBody, Content, Domain, EnhancedStatus, Envelope, MessageId, Watch, header,
+};
 use crate::queue::Recipients;
 use crate::service::dispatch::{Dispatch, Load, Pool};
 use crate::service::held::Held;
@@ -142,11 +144,13 @@ impl<P: Port> Dispatch<P> {
         content: Content,
         received_at: Wall,
         may_be_eight_bit: bool,
+        body: Option<ArrivedBody>,
     ) {
         // Few messages are, and a field that is taken out may have held the only such octet.
         let content = content.bytes();
         let eight_bit = may_be_eight_bit && !content.is_ascii();
-        let held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
+        let mut held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
+        held.body = body;
         let (held, shared) = held.fresh(&self.fresh);
         self.dispatch(&held, shared, None);
     }
@@ -219,12 +223,17 @@ impl<P: Port> Intake for Dispatch<P> {
         }
     }
 
+    fn watch(&self, envelope: &Envelope) -> Option<Box<dyn Watch>> {
+        self.signer.watch(envelope)
+    }
+
     async fn accept(&self, id: MessageId, inbound: Box<Inbound>) -> Result<Stored, Refusal> {
         let Inbound {
             mut envelope,
             content,
             received_at,
             eight_bit,
+            body,
             ..
         } = *inbound;
         let checked = self.check(&mut envelope, content);
@@ -251,7 +260,7 @@ impl<P: Port> Intake for Dispatch<P> {
                     counters.accepted_recipients += recipients;
                     counters.accepted_bytes += octets;
                 });
-                self.stored(&stored, envelope, content, received_at, eight_bit);
+                self.stored(&stored, envelope, content, received_at, eight_bit, body);
                 Ok(stored)
             }
             Err(refusal) => {

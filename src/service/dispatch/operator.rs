@@ -29,6 +29,7 @@ impl<P: Port> Dispatch<P> {
             counters: self.counters.get(),
             signing: self.signer.report(),
             signatures_reused: self.signer.reused(),
+            hashed_on_arrival: self.signer.hashed_on_arrival(),
             ..Figures::default()
         };
         for path in self.brain.borrow().paths() {

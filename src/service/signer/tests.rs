@@ -8,10 +8,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{SignError, SignService};
-use crate::dkim::{Identity, KeyKind, KeyRing, NoKey, PrivateKey, SignOptions, keygen};
+use crate::dkim::{
+    BodyHash, Canon, Identity, KeyKind, KeyRing, NoKey, PrivateKey, SignOptions, keygen,
+};
 use crate::engine::sim::{RunEnd, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port};
-use crate::message::{Address, Envelope, MessageId, header};
+use crate::message::{Address, ArrivedBody, Envelope, MessageId, header};
 use crate::service::held::Held;
 use crate::time::{Mono, Wall};
 
@@ -182,6 +184,91 @@ fn each_form_of_a_message_has_its_own_signature() {
         assert_eq!(converted.content, form.content);
         let made = service.report().ed25519_signatures;
         assert_eq!((made, service.reused()), (2, 2));
+    });
+}
+
+/// What is learnt of a message while it arrives in pieces of so many octets.
+fn arrive(service: &Service, message: &Held, step: usize) -> Option<ArrivedBody> {
+    let mut watch = service.watch(&message.envelope)?;
+    let content = &message.content;
+    for end in (step..content.len()).step_by(step) {
+        if !watch.more(&content[..end]) {
+            return None;
+        }
+    }
+    watch.finish(content)
+}
+
+// The body is hashed on its way in, and the signature is the one that would have been made without.
+#[test]
+fn a_body_that_was_hashed_on_arrival_is_not_hashed_again() {
+    with_service(own("s1"), async |service| {
+        let plain = held(1, "a@own.test");
+        service.sign(&plain).await.unwrap();
+        assert_eq!(service.hashed_on_arrival(), 0);
+        for (count, step) in [(1, 1), (2, 7), (3, 1000)] {
+            let mut message = held(1, "a@own.test");
+            message.body = arrive(&service, &message, step);
+            assert_eq!(message.body.unwrap().len, "Hello\r\n".len());
+            service.sign(&message).await.unwrap();
+            assert_eq!(fields(&message), fields(&plain));
+            assert_eq!(service.hashed_on_arrival(), count);
+        }
+    });
+}
+
+// A hash of another body, or of another form of it, is not used.
+#[test]
+fn a_stale_hash_is_not_used() {
+    with_service(own("s1"), async |service| {
+        let plain = held(1, "a@own.test");
+        service.sign(&plain).await.unwrap();
+        let hash = |canon| BodyHash {
+            canon,
+            digest: [0; 32],
+        };
+        for (canon, len) in [(Canon::Relaxed, 6), (Canon::Simple, 7)] {
+            let mut message = held(1, "a@own.test");
+            let hash = hash(canon);
+            message.body = Some(ArrivedBody { hash, len });
+            service.sign(&message).await.unwrap();
+            assert_eq!(fields(&message), fields(&plain));
+        }
+        let content = Bytes::from("From: a@own.test\r\n\r\nGr\u{fc}n\r\n");
+        let id = MessageId::new(0, 9);
+        let mut eight = Held::mapped(id, Envelope::default(), content, Wall(0));
+        eight.body = arrive(&service, &eight, 5);
+        assert!(eight.body.is_some());
+        let form = Arc::new(eight).for_receiver(false).unwrap();
+        assert_eq!(form.body, None, "a converted body is another body");
+        service.sign(&form).await.unwrap();
+        assert_eq!(service.hashed_on_arrival(), 0);
+    });
+}
+
+// Only mail that may be signed is hashed on arrival: the envelope or the From field says so.
+#[test]
+fn mail_that_nobody_signs_is_not_hashed_on_arrival() {
+    let message = |sender: &str, from: &str| {
+        let mut message = held(1, from);
+        message.envelope.sender = Address::parse_path(sender.as_bytes()).ok();
+        message
+    };
+    with_service(own("s1"), async move |service| {
+        for (sender, from, watched) in [
+            ("a@own.test", "a@own.test", true),
+            ("bounce@mail.test", "a@OWN.test", true),
+            ("", "a@own.test", true),
+            ("bounce@mail.test", "a@mail.test", false),
+            ("bounce@mail.test", "nobody", false),
+        ] {
+            for step in [1, 10, 1000] {
+                let arrived = arrive(&service, &message(sender, from), step);
+                assert_eq!(arrived.is_some(), watched, "{sender} {from} {step}");
+            }
+        }
+        service.rekey(ring(NoKey::Reject, &[]));
+        assert!(service.watch(&held(1, "a@own.test").envelope).is_none());
     });
 }
 
