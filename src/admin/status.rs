@@ -88,6 +88,10 @@ pub struct Counters {
     /// Messages signed with the hash of the body that was taken while they arrived.
     #[serde(default)]
     pub dkim_hashed_on_arrival: u64,
+    /// Messages sent unsigned, although there was a key, because their form is none to sign: no
+    /// From field, or too many fields. One that was put off counts with every attempt.
+    #[serde(default)]
+    pub dkim_unsignable: u64,
     /// RSA signatures that came out wrong and were made again. Alarm: the machine computes wrongly.
     pub dkim_mismatches: u64,
     /// Signatures that could not be made. Alarm: their mail waits.
@@ -95,7 +99,7 @@ pub struct Counters {
 }
 
 /// How many totals there are.
-const COUNTERS: usize = 23;
+const COUNTERS: usize = 24;
 
 impl Counters {
     /// Adds another shard's totals.
@@ -135,6 +139,7 @@ impl Counters {
             ("dkim_ed25519_signatures", &mut self.dkim_ed25519_signatures),
             ("dkim_reused", &mut self.dkim_reused),
             ("dkim_hashed_on_arrival", &mut self.dkim_hashed_on_arrival),
+            ("dkim_unsignable", &mut self.dkim_unsignable),
             ("dkim_mismatches", &mut self.dkim_mismatches),
             ("dkim_failures", &mut self.dkim_failures),
         ]

@@ -514,7 +514,10 @@ pub const PARAMETERS: &[Parameter] = &[
         "\"reject\"",
         "What happens to mail whose From domain has no key: it goes out unsigned, it is refused \
          with \
-         550 when it is submitted, or the platform's keys alone sign it.",
+         550 when it is submitted, or the platform's keys alone sign it. Mail that has a key and \
+         cannot be signed (no From field, or more than 1,000 fields to sign) is refused with 554 \
+         where this is \"reject\", and else goes out unsigned, which is logged and counted as \
+         dkim_unsignable.",
     ),
     row(
         "signing",

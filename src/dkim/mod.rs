@@ -30,7 +30,7 @@ pub use canon::BodyHasher;
 pub use key::{Algorithm, FileStamp, KeyError, PrivateKey};
 pub use record::{KeyKind, NewKey, PublicRecord, RecordError, keygen, published_key_matches};
 pub use ring::{Choice, Identity, KeyRing, NoKey, RingError};
-pub use signature::{PrepareError, SignOptions, Unsigned, body_start, prepare};
+pub use signature::{PrepareError, SignOptions, Unsigned, body_start, prepare, signable};
 
 // Jobs may be stolen by another shard, and rings are shared by all of them.
 const _: () = {

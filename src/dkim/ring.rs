@@ -135,15 +135,15 @@ impl Identity {
     }
 }
 
-/// What happens to a message whose From domain has no key.
+/// What happens to a message whose From domain has no key, or that cannot be signed by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NoKey {
     /// It goes out unsigned.
     #[default]
     SendUnsigned,
-    /// Submission answers 550 5.7.1.
+    /// Submission answers 550 5.7.1, or 554 5.6.0 where the form is to blame.
     Reject,
-    /// Only the platform's identities sign it.
+    /// Only the platform's identities sign it; what has no form to sign goes out unsigned.
     SignAsPlatform,
 }
 
@@ -267,6 +267,12 @@ impl KeyRing {
             rest = parent;
         }
         &self.default
+    }
+
+    /// Whether mail that cannot be signed is refused rather than sent unsigned.
+    #[must_use]
+    pub fn refuses_unsigned(&self) -> bool {
+        self.no_key == NoKey::Reject
     }
 
     /// Whether nothing would ever be signed or refused.

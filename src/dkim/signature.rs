@@ -139,6 +139,12 @@ impl SignOptions {
         self.body
     }
 
+    /// Whether a header of so many fields is surely not too long to be signed.
+    #[must_use]
+    pub fn fits(&self, fields: usize) -> bool {
+        self.names.len().saturating_add(fields) <= limits::DKIM_SIGNED_FIELDS_MAX
+    }
+
     /// A hasher for bodies that will be signed with these options.
     #[must_use]
     pub fn body_hasher(&self) -> BodyHasher {
@@ -264,6 +270,14 @@ pub fn prepare(
         }
     };
     Ok(identities.iter().map(lay_out).collect())
+}
+
+/// Whether [`prepare`] can sign a message with this header section.
+///
+/// # Errors
+/// There is no From field, or there are too many fields to sign.
+pub fn signable(header: &[u8], options: &SignOptions) -> Result<(), PrepareError> {
+    signed_fields(header, options).map(drop)
 }
 
 const FIELD_NAME: &str = "DKIM-Signature";

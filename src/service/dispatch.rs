@@ -557,7 +557,13 @@ impl<P: Port> Dispatch<P> {
                     }
                 };
                 if let Err(error) = self.signer.sign(&form).await {
-                    self.not_tried(entry, Cause::new(CauseKind::Local, unsigned(error)));
+                    match unsigned(error) {
+                        Ok(text) => self.not_tried(entry, Cause::new(CauseKind::Local, text)),
+                        Err(text) => {
+                            let status = EnhancedStatus::MEDIA;
+                            self.failed(entry, &held, recipients, status, &text);
+                        }
+                    }
                     return None;
                 }
                 Some(Work {
@@ -664,11 +670,14 @@ impl<P: Port> Dispatch<P> {
 /// How far the date that was written down may be behind.
 const DATES_PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a message cannot be signed now, for the operator.
-fn unsigned(error: SignError) -> &'static str {
+/// Why a message cannot be signed now, for the operator; or ever, for its sender.
+fn unsigned(error: SignError) -> Result<&'static str, String> {
     match error {
-        SignError::Busy => "4.3.1 too many messages wait for their DKIM signature",
-        SignError::Failed => "4.3.0 the DKIM private key operation failed",
-        SignError::NoKey => "4.7.0 no DKIM key for the From domain",
+        SignError::Busy => Ok("4.3.1 too many messages wait for their DKIM signature"),
+        SignError::Failed => Ok("4.3.0 the DKIM private key operation failed"),
+        SignError::NoKey => Ok("4.7.0 no DKIM key for the From domain"),
+        SignError::Form(reason) => Err(format!(
+            "the message cannot be DKIM-signed and must not go out unsigned: {reason}"
+        )),
     }
 }

@@ -7,7 +7,8 @@
 //! Shard: the home shard of the egress path; a message for several sites is signed by whoever comes
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
-//! Failure: a message that should be signed and cannot be is deferred, never sent unsigned.
+//! Failure: a message that should be signed and cannot be now is deferred, never sent unsigned. One
+//! that can never be, by its form, is treated as one without a key.
 //! Retries: the signature of a message that was put off is kept
 //! (`limits::SIGNATURES_KEPT_BYTES_MAX`); one that was pushed out, or lost with the process, is
 //! made again.
@@ -32,8 +33,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::dkim::{
-    Choice, KeyRing, Report, SignOptions, Signed, Signer, SignerConfig, Ticket, Unsigned,
-    body_start, prepare,
+    Choice, KeyRing, PrepareError, Report, SignOptions, Signed, Signer, SignerConfig, Ticket,
+    Unsigned, body_start, prepare, signable,
 };
 use crate::engine::{Port, Signal, yield_now};
 use crate::limits;
@@ -54,6 +55,8 @@ pub enum SignError {
     Failed,
     /// No key for the From domain, and policy says that such mail is not sent.
     NoKey,
+    /// The message has no form to sign, and policy says that such mail is not sent.
+    Form(PrepareError),
 }
 
 /// One shard's signing service.
@@ -68,6 +71,8 @@ pub struct SignService<P: Port> {
     reused: Cell<u64>,
     /// Messages whose body had been hashed when they were signed.
     hashed: Cell<u64>,
+    /// Messages that somebody should have signed, whose form is none to sign.
+    unsignable: Cell<u64>,
     /// When the last batch ended.
     last_batch: Cell<Mono>,
 }
@@ -91,6 +96,7 @@ impl<P: Port> SignService<P> {
             kept: RefCell::new(Kept::new(limits::SIGNATURES_KEPT_BYTES_MAX)),
             reused: Cell::new(0),
             hashed: Cell::new(0),
+            unsignable: Cell::new(0),
             last_batch: Cell::new(Mono(0)),
         }
     }
@@ -102,13 +108,26 @@ impl<P: Port> SignService<P> {
         self.kept.borrow_mut().clear();
     }
 
-    /// Whether a message may be submitted: not where its From domain has no key and policy says
-    /// that such mail is refused.
-    pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> bool {
-        let (ring, now) = (self.ring.borrow(), self.port.wall());
-        // Nobody has a rule for no domain: this asks for the policy alone.
-        !matches!(ring.choose(None, now), Choice::Reject)
-            || !matches!(ring.choose(from_domain(content, scan), now), Choice::Reject)
+    /// Whether a message may be submitted.
+    ///
+    /// # Errors
+    /// Policy says that unsigned mail is refused, and there is no key for its From domain, or it
+    /// cannot be signed by its form.
+    pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> Result<(), SignError> {
+        let ring = self.ring.borrow();
+        if !ring.refuses_unsigned() {
+            return Ok(());
+        }
+        // Where the header ends with its empty line, the scan has seen each of its fields.
+        let whole = content.get(scan.end..scan.body) == Some(b"\r\n");
+        let plain = whole && self.options.fits(scan.fields as usize);
+        if !(plain && scan.from_domain.is_some()) {
+            signable(&content[..body_start(content)], &self.options).map_err(SignError::Form)?;
+        }
+        match ring.choose(from_domain(content, scan), self.port.wall()) {
+            Choice::Reject => Err(SignError::NoKey),
+            Choice::Sign(_) | Choice::Unsigned => Ok(()),
+        }
     }
 
     /// Keeps the signature of a message that was put off, for its next attempt.
@@ -129,6 +148,12 @@ impl<P: Port> SignService<P> {
     /// How many messages were signed with the hash of the body that was taken while they arrived.
     pub fn hashed_on_arrival(&self) -> u64 {
         self.hashed.get()
+    }
+
+    /// How many messages went out unsigned, although there was a key, because their form is none to
+    /// sign; one that was put off counts with every attempt.
+    pub fn unsignable(&self) -> u64 {
+        self.unsignable.get()
     }
 
     /// Somebody who hashes the body of a message with this envelope while it arrives; nobody where
@@ -192,8 +217,32 @@ impl<P: Port> SignService<P> {
         };
         let start = body_start(content);
         let body = self.body_hash(held, start);
-        // A message that cannot be signed by its form (no From field) goes out as it is.
-        Ok(prepare(&content[..start], &body, &identities, &self.options, now).ok())
+        match prepare(&content[..start], &body, &identities, &self.options, now) {
+            Ok(job) => Ok(Some(job)),
+            // The submission refuses such mail: its conversion made it so, or it was stored under
+            // another policy. Our own notifications pass no submission.
+            Err(error) if ring.refuses_unsigned() && held.envelope.sender.is_some() => {
+                Err(SignError::Form(error))
+            }
+            Err(error) => {
+                self.sends_unsigned(held.id, error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Counts a message that goes out unsigned because of its form, and says so ever more rarely.
+    fn sends_unsigned(&self, id: MessageId, reason: PrepareError) {
+        let before = self.unsignable.get();
+        self.unsignable.set(before + 1);
+        if is_due(before, before + 1) {
+            tracing::warn!(
+                %id,
+                %reason,
+                so_far = before + 1,
+                "a message with a DKIM key for it goes out unsigned"
+            );
+        }
     }
 
     /// The hash of the body, which starts at `start`: as it was taken on arrival, if this is still
@@ -296,17 +345,21 @@ fn from_domain<'a>(content: &'a [u8], scan: &HeaderScan) -> Option<&'a str> {
     std::str::from_utf8(content.get(range)?).ok()
 }
 
+/// Whether what has been counted on is to be said again: ever more rarely.
+fn is_due(before: u64, now: u64) -> bool {
+    (before..now).any(|count| (count + 1).is_power_of_two())
+}
+
 /// Says what went wrong in a batch; a machine that goes on so says it ever more rarely.
 fn raise_alarms(before: Report, now: Report) {
-    let due = |before: u64, now: u64| (before..now).any(|count| (count + 1).is_power_of_two());
-    if due(before.lane_mismatches, now.lane_mismatches) {
+    if is_due(before.lane_mismatches, now.lane_mismatches) {
         tracing::error!(
             so_far = now.lane_mismatches,
             "an RSA signature came out wrong and was made again: this machine computes wrongly, \
              test its processor and memory"
         );
     }
-    if due(before.failures, now.failures) {
+    if is_due(before.failures, now.failures) {
         tracing::error!(
             so_far = now.failures,
             "a DKIM signature could not be made; its mail waits"

@@ -170,6 +170,15 @@ fn a_message_is_signed_with_both_algorithms() {
         "{}",
         client.reply
     );
+    // Nobody could sign this, whatever keys there are.
+    let nameless = String::from_utf8(sent.clone()).unwrap();
+    let nameless = nameless.replacen("From: ", "X-From: ", 1).into_bytes();
+    assert_eq!(submit(&mut client, &nameless), 554);
+    assert!(
+        client.reply.contains("5.6.0") && client.reply.contains("no From field"),
+        "{}",
+        client.reply
+    );
     assert_eq!(submit(&mut client, &sent), 250, "{}", client.reply);
     sink.next();
 
@@ -191,7 +200,7 @@ fn a_message_is_signed_with_both_algorithms() {
         (0, 0)
     );
     assert_eq!(counter("dkim_hashed_on_arrival"), 2);
-    assert_eq!(counter("messages_refused"), 1);
+    assert_eq!(counter("messages_refused"), 2);
     assert_eq!(daemon.stop(), Some(0));
     assert!(sink.drain().is_empty());
 }

@@ -13,6 +13,7 @@ use crate::queue::Recipients;
 use crate::service::dispatch::{Dispatch, Load, Pool};
 use crate::service::held::Held;
 use crate::service::mesh::ShardMessage;
+use crate::service::signer::SignError;
 use crate::service::smtpd::{Intake, MovingSession};
 use crate::service::spooler::Loaded;
 use crate::smtp::reply::Reply;
@@ -163,15 +164,9 @@ impl<P: Port> Dispatch<P> {
             let reply = Reply::new(error.code(), Some(error.status()), &error.to_string());
             Refusal::Policy(reply)
         })?;
-        if !self
-            .signer
+        self.signer
             .admits(checked.content.as_slice(), &checked.scan)
-        {
-            let text =
-                "no DKIM key for the domain of the From field; mail is not sent unsigned here";
-            let reply = Reply::new(550, Some(EnhancedStatus::NOT_AUTHORIZED), text);
-            return Err(Refusal::Policy(reply));
-        }
+            .map_err(|error| Refusal::Policy(unsigned(error)))?;
         // The name that PowerMTA users give may be a pool here or a single source.
         if let Some(name) = &envelope.pool
             && self.pool(name).is_none()
@@ -207,6 +202,19 @@ impl<P: Port> Dispatch<P> {
             .position(|source| *source.name == *name);
         position.and_then(|position| u16::try_from(position).ok())
     }
+}
+
+/// Why mail that would go out unsigned is not taken.
+fn unsigned(error: SignError) -> Reply {
+    let (code, status, reason) = match error {
+        SignError::Form(reason) => (554, EnhancedStatus::MEDIA, reason.to_string()),
+        _ => {
+            let reason = "no DKIM key for the domain of the From field".to_owned();
+            (550, EnhancedStatus::NOT_AUTHORIZED, reason)
+        }
+    };
+    let text = format!("{reason}; mail is not sent unsigned here");
+    Reply::new(code, Some(status), &text)
 }
 
 impl<P: Port> Intake for Dispatch<P> {

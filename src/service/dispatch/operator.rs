@@ -30,6 +30,7 @@ impl<P: Port> Dispatch<P> {
             signing: self.signer.report(),
             signatures_reused: self.signer.reused(),
             hashed_on_arrival: self.signer.hashed_on_arrival(),
+            unsignable: self.signer.unsignable(),
             ..Figures::default()
         };
         for path in self.brain.borrow().paths() {

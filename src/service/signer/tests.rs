@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::{SignError, SignService};
 use crate::dkim::{
-    BodyHash, Canon, Identity, KeyKind, KeyRing, NoKey, PrivateKey, SignOptions, keygen,
+    BodyHash, Canon, Identity, KeyKind, KeyRing, NoKey, PrepareError, PrivateKey, SignOptions,
+    keygen,
 };
 use crate::engine::sim::{RunEnd, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port};
@@ -281,8 +282,12 @@ fn no_key_is_answered_by_policy() {
             let message = held(1, from);
             service.admits(&message.content, &header::scan(&message.content))
         };
-        assert!(admits("a@own.test") && admits("X <A@OWN.TEST>"));
-        assert!(!admits("a@other.test") && !admits("") && !admits("a@sub.own.test"));
+        for from in ["a@own.test", "X <A@OWN.TEST>"] {
+            assert_eq!(admits(from), Ok(()));
+        }
+        for from in ["a@other.test", "", "a@sub.own.test"] {
+            assert_eq!(admits(from), Err(SignError::NoKey));
+        }
         let foreign = held(2, "a@other.test");
         assert_eq!(service.sign(&foreign).await, Err(SignError::NoKey));
         assert!(foreign.signature.get().is_none());
@@ -293,8 +298,87 @@ fn no_key_is_answered_by_policy() {
     });
     with_service(ring(NoKey::SendUnsigned, &[]), async |service| {
         let message = held(1, "a@other.test");
-        assert!(service.admits(&message.content, &header::scan(&message.content)));
+        let scan = header::scan(&message.content);
+        assert_eq!(service.admits(&message.content, &scan), Ok(()));
         service.sign(&message).await.unwrap();
         assert!(message.signature.get().unwrap().is_empty());
+    });
+}
+
+/// Messages for which there is a key, which cannot be signed, and why.
+fn unsignable() -> Vec<(Held, PrepareError)> {
+    let from = "From: a@own.test\r\n";
+    let many = |name: &str, count| {
+        format!(
+            "{from}{}\r\nbody\r\n",
+            format!("{name}: x\r\n").repeat(count)
+        )
+    };
+    let most = crate::limits::DKIM_SIGNED_FIELDS_MAX;
+    [
+        (
+            "Subject: no From\r\n\r\nbody\r\n".to_owned(),
+            PrepareError::NoFrom,
+        ),
+        (many("Subject", most), PrepareError::TooManyFields),
+        // Behind a line that is no field: there our scan of the header ends, a verifier's does not.
+        (
+            format!("{from}no field\r\n{}", many("To", most)),
+            PrepareError::TooManyFields,
+        ),
+    ]
+    .into_iter()
+    .map(|(content, reason)| {
+        let mut message = held(1, "");
+        message.content = Bytes::from(content);
+        (message, reason)
+    })
+    .collect()
+}
+
+// Mail that has a key and no form to sign follows the policy for mail without a key: it is refused
+// when it is submitted; what is stored all the same fails, our own notifications aside.
+#[test]
+fn mail_that_cannot_be_signed_is_refused_where_unsigned_mail_is() {
+    with_service(own("s1"), async |service| {
+        for (mut message, reason) in unsignable() {
+            let error = SignError::Form(reason);
+            let scan = header::scan(&message.content);
+            assert_eq!(service.admits(&message.content, &scan), Err(error));
+            if reason == PrepareError::TooManyFields {
+                assert_eq!(service.sign(&message).await, Err(error));
+                assert!(message.signature.get().is_none());
+            }
+            message.envelope.sender = None;
+            service.sign(&message).await.unwrap();
+            assert!(message.signature.get().unwrap().is_empty());
+        }
+        // Many fields that are not signed are no reason.
+        let others = "X-Other: x\r\n".repeat(3 * crate::limits::DKIM_SIGNED_FIELDS_MAX);
+        let content = format!("From: a@own.test\r\n{others}\r\nbody\r\n");
+        let scan = header::scan(content.as_bytes());
+        assert_eq!(service.admits(content.as_bytes(), &scan), Ok(()));
+    });
+}
+
+// Where unsigned mail is sent, such mail is sent as well, and counted.
+#[test]
+fn mail_that_cannot_be_signed_is_counted_where_unsigned_mail_is_sent() {
+    let mut keys = KeyRing::new(NoKey::SignAsPlatform);
+    let key = PrivateKey::from_pem(&keygen(KeyKind::Ed25519).unwrap().pem).unwrap();
+    let identity = Identity::new("platform.test", "p", Arc::new(key)).unwrap();
+    keys.add_platform(Arc::new(identity)).unwrap();
+    with_service(Arc::new(keys), async |service| {
+        for (count, (message, _)) in (1..).zip(unsignable()) {
+            let scan = header::scan(&message.content);
+            assert_eq!(service.admits(&message.content, &scan), Ok(()));
+            service.sign(&message).await.unwrap();
+            assert!(message.signature.get().unwrap().is_empty());
+            assert_eq!(service.unsignable(), count);
+        }
+        let good = held(2, "a@own.test");
+        service.sign(&good).await.unwrap();
+        assert!(fields(&good).contains("d=platform.test"));
+        assert_eq!(service.unsignable(), 3);
     });
 }
