@@ -255,6 +255,17 @@ impl KeyRing {
         platform || from_domain.is_some_and(own)
     }
 
+    /// Who signs mail from this domain at some time, in the order of [`Self::choose`]; each once per
+    /// rule that names it.
+    #[must_use]
+    pub fn signers(&self, from_domain: &str) -> Vec<Arc<Identity>> {
+        if !self.may_sign(Some(from_domain)) {
+            return Vec::new();
+        }
+        let rule = self.rule(&from_domain.to_ascii_lowercase()).iter();
+        rule.chain(&self.platform).cloned().collect()
+    }
+
     fn rule(&self, domain: &str) -> &[Arc<Identity>] {
         if let Some(rule) = self.exact.get(domain) {
             return rule;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -380,5 +381,37 @@ fn mail_that_cannot_be_signed_is_counted_where_unsigned_mail_is_sent() {
         service.sign(&good).await.unwrap();
         assert!(fields(&good).contains("d=platform.test"));
         assert_eq!(service.unsignable(), 3);
+    });
+}
+
+// A rotation planned beforehand: each key signs in its time, and outside of it counts as none.
+#[test]
+fn keys_sign_in_their_time() {
+    with_service(own("s1"), async |service| {
+        let start = service.port.wall();
+        let hour = |count: u64| Some(start.after(Duration::from_secs(3600 * count)));
+        let mut keys = KeyRing::new(NoKey::Reject);
+        for (selector, from, until) in [("old", None, hour(2)), ("new", hour(1), hour(3))] {
+            let key = PrivateKey::from_pem(&keygen(KeyKind::Ed25519).unwrap().pem).unwrap();
+            let identity = Identity::new("own.test", selector, Arc::new(key)).unwrap();
+            let identity = identity.with_period(from, until);
+            keys.add("own.test", Arc::new(identity)).unwrap();
+        }
+        service.rekey(Arc::new(keys));
+        for selectors in [&["old"][..], &["old", "new"], &["new"]] {
+            let message = held(1, "a@own.test");
+            service.sign(&message).await.unwrap();
+            let text = fields(&message);
+            let signs = |selector: &&str| text.contains(&format!("s={selector};"));
+            assert!(selectors.iter().all(signs), "{text}");
+            assert_eq!(text.matches("DKIM-Signature:").count(), selectors.len());
+            let later = service.port.now().after(Duration::from_secs(3600));
+            service.port.sleep_until(later).await;
+        }
+        let message = held(1, "a@own.test");
+        let scan = header::scan(&message.content);
+        let admitted = service.admits(&message.content, &scan);
+        assert_eq!(admitted, Err(SignError::NoKey));
+        assert_eq!(service.sign(&message).await, Err(SignError::NoKey));
     });
 }
