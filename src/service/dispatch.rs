@@ -26,7 +26,7 @@ use crate::routing::{Own, RouteTable};
 use crate::service::dates::Dates;
 use crate::service::delivery::{self, Link};
 use crate::service::hands::Hands;
-use crate::service::held::{FreshBudget, Held};
+use crate::service::held::{FreshBudget, Held, Turns};
 use crate::service::mesh::{Bounce, Failure, LendError, Mesh, ShardMessage, Target, Transfer};
 use crate::service::resolver::Resolver;
 use crate::service::signer::{SignError, SignService};
@@ -209,6 +209,8 @@ pub struct Dispatch<P: Port> {
     suspects: RefCell<VecDeque<Transfer>>,
     trying_suspects: Cell<bool>,
     suspect_changed: Signal,
+    /// One message at a time is made 7-bit.
+    conversions: Turns,
 }
 
 /// A message asked for from another shard.
@@ -261,6 +263,7 @@ impl<P: Port> Dispatch<P> {
             suspects: RefCell::default(),
             trying_suspects: Cell::new(false),
             suspect_changed: Signal::default(),
+            conversions: Turns::default(),
             port,
         });
         for (_, spool) in &dispatch.spools {
@@ -548,7 +551,7 @@ impl<P: Port> Dispatch<P> {
         };
         match held {
             Ok(held) => {
-                let form = match held.for_receiver(eight_bit_mime) {
+                let form = match held.for_receiver(eight_bit_mime, &self.conversions).await {
                     Ok(form) => form,
                     Err(reason) => {
                         let (status, text) = (reason.status(), reason.text());

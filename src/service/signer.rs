@@ -188,7 +188,7 @@ impl<P: Port> SignService<P> {
                 self.reused.set(self.reused.get() + 1);
                 fields
             }
-            None => match self.job(held)? {
+            None => match self.job(held).await? {
                 Some(job) => Bytes::from(self.queue(job).await?),
                 None => Bytes::new(),
             },
@@ -199,7 +199,7 @@ impl<P: Port> SignService<P> {
     }
 
     /// The signatures that a message needs; none where nobody signs it.
-    fn job(&self, held: &Held) -> Result<Option<Vec<Unsigned>>, SignError> {
+    async fn job(&self, held: &Held) -> Result<Option<Vec<Unsigned>>, SignError> {
         let ring = Arc::clone(&self.ring.borrow());
         if ring.is_empty() {
             return Ok(None);
@@ -216,7 +216,7 @@ impl<P: Port> SignService<P> {
             Choice::Reject => return Err(SignError::NoKey),
         };
         let start = body_start(content);
-        let body = self.body_hash(held, start);
+        let body = self.body_hash(held, start).await;
         match prepare(&content[..start], &body, &identities, &self.options, now) {
             Ok(job) => Ok(Some(job)),
             // The submission refuses such mail: its conversion made it so, or it was stored under
@@ -247,22 +247,31 @@ impl<P: Port> SignService<P> {
 
     /// The hash of the body, which starts at `start`: as it was taken on arrival, if this is still
     /// that body.
-    fn body_hash(&self, held: &Held, start: usize) -> BodyHash {
+    async fn body_hash(&self, held: &Held, start: usize) -> BodyHash {
         let body = held.content.get(start..).unwrap_or_default();
-        let now = || {
-            let mut hasher = self.options.body_hasher();
-            hasher.update(body);
-            hasher.finish()
-        };
         match &held.body {
             Some(arrived)
                 if arrived.len == body.len() && arrived.hash.canon == self.options.body_canon() =>
             {
-                debug_assert_eq!(arrived.hash, now(), "the body of {:?} has changed", held.id);
+                debug_assert_eq!(
+                    arrived.hash,
+                    BodyHash::of(arrived.hash.canon, body),
+                    "the body of {:?} has changed",
+                    held.id
+                );
                 self.hashed.set(self.hashed.get() + 1);
                 arrived.hash
             }
-            _ => now(),
+            _ => {
+                let mut hasher = self.options.body_hasher();
+                for (number, slice) in body.chunks(limits::MESSAGE_SLICE_BYTES).enumerate() {
+                    if number > 0 {
+                        yield_now().await;
+                    }
+                    hasher.update(slice);
+                }
+                hasher.finish()
+            }
         }
     }
 

@@ -14,9 +14,9 @@ use crate::dkim::{
     keygen,
 };
 use crate::engine::sim::{RunEnd, SimOptions, SimPort, SimWorld};
-use crate::engine::{Class, Port};
+use crate::engine::{Class, Port, yield_now};
 use crate::message::{Address, ArrivedBody, Envelope, MessageId, header};
-use crate::service::held::Held;
+use crate::service::held::{Held, Turns};
 use crate::time::{Mono, Wall};
 
 type Service = Rc<SignService<SimPort>>;
@@ -163,22 +163,29 @@ fn a_retry_reuses_the_signature_until_the_keys_change() {
 #[test]
 fn each_form_of_a_message_has_its_own_signature() {
     with_service(own("s1"), async |service| {
+        let turns = Turns::default();
         let read = || {
             let content = Bytes::from("From: a@own.test\r\n\r\nGr\u{fc}n\r\n");
             let id = MessageId::new(0, 9);
             Arc::new(Held::mapped(id, Envelope::default(), content, Wall(0)))
         };
         let first = read();
-        let form = first.for_receiver(false).unwrap();
+        let form = first.for_receiver(false, &turns).await.unwrap();
         assert!(first.eight_bit && !form.eight_bit && form.content.is_ascii());
-        assert!(Arc::ptr_eq(&form, &first.for_receiver(false).unwrap()));
-        assert!(Arc::ptr_eq(&first, &first.for_receiver(true).unwrap()));
+        assert!(Arc::ptr_eq(
+            &form,
+            &first.for_receiver(false, &turns).await.unwrap()
+        ));
+        assert!(Arc::ptr_eq(
+            &first,
+            &first.for_receiver(true, &turns).await.unwrap()
+        ));
         service.sign(&form).await.unwrap();
         service.sign(&first).await.unwrap();
         assert_ne!(fields(&form), fields(&first));
         service.keep(&first);
         let again = read();
-        let converted = again.for_receiver(false).unwrap();
+        let converted = again.for_receiver(false, &turns).await.unwrap();
         service.sign(&converted).await.unwrap();
         service.sign(&again).await.unwrap();
         assert_eq!(fields(&converted), fields(&form));
@@ -241,7 +248,8 @@ fn a_stale_hash_is_not_used() {
         let mut eight = Held::mapped(id, Envelope::default(), content, Wall(0));
         eight.body = arrive(&service, &eight, 5);
         assert!(eight.body.is_some());
-        let form = Arc::new(eight).for_receiver(false).unwrap();
+        let turns = Turns::default();
+        let form = Arc::new(eight).for_receiver(false, &turns).await.unwrap();
         assert_eq!(form.body, None, "a converted body is another body");
         service.sign(&form).await.unwrap();
         assert_eq!(service.hashed_on_arrival(), 0);
@@ -413,5 +421,41 @@ fn keys_sign_in_their_time() {
         let admitted = service.admits(&message.content, &scan);
         assert_eq!(admitted, Err(SignError::NoKey));
         assert_eq!(service.sign(&message).await, Err(SignError::NoKey));
+    });
+}
+
+// Connections that wait for the same message convert it once, and a turn that nobody waits for any
+// more goes to the next.
+#[test]
+fn a_message_is_converted_once_for_all_who_wait() {
+    with_service(own("s1"), async |service| {
+        let body = "Gr\u{fc}n ".repeat(crate::limits::MESSAGE_SLICE_BYTES);
+        let content = Bytes::from(format!("From: a@own.test\r\n\r\n{body}\r\n"));
+        let id = MessageId::new(0, 9);
+        let message = Arc::new(Held::mapped(id, Envelope::default(), content, Wall(0)));
+        let turns = Rc::new(Turns::default());
+        let forms = Rc::new(RefCell::new(Vec::new()));
+        let done = crate::engine::Signal::default();
+        for _ in 0..5 {
+            let (message, turns) = (Arc::clone(&message), Rc::clone(&turns));
+            let (forms, done) = (Rc::clone(&forms), done.clone());
+            service.port.spawn(Class::Egress, async move {
+                let form = message.for_receiver(false, &turns).await.unwrap();
+                forms.borrow_mut().push(form);
+                if forms.borrow().len() == 5 {
+                    done.raise();
+                }
+            });
+        }
+        yield_now().await;
+        // One that gives up while others wait behind it.
+        {
+            let mut given_up = Box::pin(message.for_receiver(false, &turns));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(given_up.as_mut().poll(&mut context).is_pending());
+        }
+        done.raised().await;
+        let forms = forms.borrow();
+        assert!(forms.iter().all(|form| Arc::ptr_eq(form, &forms[0])));
     });
 }
