@@ -24,6 +24,7 @@
 
 mod parameters;
 mod replies;
+mod transaction;
 mod types;
 
 use std::net::IpAddr;
@@ -34,15 +35,16 @@ use self::replies::{
     ARGUMENTS, BAD_OCTET, BARE, BARE_LF, BLIND_CONTENT, BYE, CANNOT_VERIFY, CHUNK_SIZE,
     CHUNKS_BEGUN, GO_AHEAD, HELLO_FIRST, HELP, LOCAL_ERROR, LONG_LINE, LOOP, MAIL_FIRST, MAIL_OK,
     NEEDS_SMTPUTF8, NESTED_MAIL, NO_RECIPIENTS, NOT_HTTP, NOT_OFFERED, OK, OVERLOAD, PARAMETER,
-    PATH_SYNTAX, RCPT_OK, RELAY_DENIED, SENDER_SYNTAX, SHUTTING_DOWN, SPOOL_FULL, TIMEOUT, TOO_BIG,
+    PATH_SYNTAX, RCPT_OK, RELAY_DENIED, SENDER_SYNTAX, SHUTTING_DOWN, SPOOL_FULL, TIMEOUT,
     TOO_MANY_ERRORS, TOO_MANY_IDLE, TOO_MANY_RECIPIENTS, UNKNOWN, UNKNOWN_PARAMETER,
 };
+use self::transaction::{Transaction, Watcher};
 pub use self::types::{Inbound, Refusal, ServerConfig, ServerEvent, Watchers};
 use super::command::{self, Command, CommandError, Parameters};
 use super::data::{LineRule, Unstuffer};
 use crate::limits;
 use crate::message::trace::{self, Protocol, TraceInfo};
-use crate::message::{Address, Content, Envelope, MessageId, Recipient, Watch};
+use crate::message::{Address, Content, Envelope, MessageId, Recipient};
 use crate::time::Wall;
 
 /// The server end of one session.
@@ -87,80 +89,6 @@ enum Phase {
     Answer,
     /// None: the session is over.
     Closed,
-}
-
-/// One mail transaction.
-#[derive(Debug)]
-struct Transaction {
-    envelope: Envelope,
-    /// SIZE of MAIL.
-    declared: u64,
-    /// The Received field and the content; empty until the content begins.
-    content: Vec<u8>,
-    /// Octets of the content without our field, also those not stored.
-    size: u64,
-    rule: LineRule,
-    unstuffer: Unstuffer,
-    /// Content has begun: with BDAT, no more RCPT and no DATA.
-    begun: bool,
-    too_big: bool,
-    /// An octet of the Received field is above 127.
-    eight_bit: bool,
-    received_at: Wall,
-    id: Option<MessageId>,
-    watcher: Watcher,
-}
-
-/// Who watches a message arrive.
-#[derive(Debug)]
-enum Watcher {
-    /// Nobody was asked yet: no content has come.
-    Unasked,
-    /// Nobody, or nobody any more.
-    Nobody,
-    Somebody(Box<dyn Watch>),
-}
-
-impl Transaction {
-    /// Takes a span of content. What can never be accepted is counted and not stored.
-    fn store(&mut self, span: &[u8], size_max: u64, watchers: &Watchers<'_>) {
-        self.size = self.size.saturating_add(span.len() as u64);
-        self.rule.feed(span);
-        if self.size > size_max {
-            self.too_big = true;
-        }
-        if self.too_big || self.rule.is_broken() {
-            self.content = Vec::new();
-            self.watcher = Watcher::Nobody;
-        } else {
-            self.content.extend_from_slice(span);
-            self.show(watchers);
-        }
-    }
-
-    /// Shows the content so far to the watcher.
-    fn show(&mut self, watchers: &Watchers<'_>) {
-        if matches!(self.watcher, Watcher::Unasked) {
-            let watcher = watchers(&self.envelope);
-            self.watcher = watcher.map_or(Watcher::Nobody, Watcher::Somebody);
-        }
-        if let Watcher::Somebody(watcher) = &mut self.watcher
-            && !watcher.more(&self.content)
-        {
-            self.watcher = Watcher::Nobody;
-        }
-    }
-
-    /// Why the content so far cannot be accepted.
-    fn defect(&self) -> Option<&'static [u8]> {
-        if self.too_big {
-            Some(TOO_BIG)
-        } else if self.rule.is_broken() {
-            Some(BARE)
-        } else {
-            None
-        }
-    }
 }
 
 impl Server {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
 use super::*;
-use crate::message::{ArrivedBody, BodyHash, Canon, EnhancedStatus};
+use crate::message::{ArrivedBody, BodyHash, Canon, EnhancedStatus, Watch};
 use crate::smtp::reply::Reply;
 
 const ID: u64 = 0x0010_0000_0000_002a;
@@ -834,10 +834,10 @@ fn a_refused_message_is_not_watched() {
     };
     let long = "0123456789\r\n".repeat(50);
     for (script, config) in [
-        (format!("DATA\r\nbare\nLF\r\n.\r\n"), config()),
+        ("DATA\r\nbare\nLF\r\n.\r\n".to_owned(), config()),
         (format!("DATA\r\n{long}.\r\n"), small()),
         (format!("BDAT 3\r\nabcBDAT 600 LAST\r\n{long}"), small()),
-        (format!("BDAT 3\r\nabcRSET\r\n"), small()),
+        ("BDAT 3\r\nabcRSET\r\n".to_owned(), small()),
     ] {
         let (seen, messages) = watched(&format!("{HELLO}{ENVELOPE}{script}"), 1, 9999, config);
         assert!(messages.is_empty());
