@@ -1,8 +1,8 @@
 //! message - the mail itself, apart from the protocol that carries it.
 //!
 //! What: addresses, the envelope and its bytes on disk, the content, the header scan at
-//! submission, what is learnt about a body while it arrives, conversion to 7 bit, the trace field, delivery status notifications, enhanced status
-//! codes.
+//! submission, what is learnt about a body while it arrives, conversion to 7 bit, the trace field,
+//! delivery status notifications, enhanced status codes.
 //! Why this way: everything here is pure, total on hostile bytes and bounded by `limits`.
 
 pub mod address;

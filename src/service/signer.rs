@@ -2,8 +2,8 @@
 //!
 //! Role: give each message its signature fields once, before its first attempt; its 7-bit form, for
 //! receivers without 8BITMIME, is signed as a message of its own.
-//! Flow: a message arrives -> `arrival` (body hash) -> `Held` -> key ring -> `dkim::prepare` (header
-//! hash, and the body's where it is not known) -> `dkim::Signer` -> `Held`.
+//! Flow: a message arrives -> `arrival` (body hash) -> `Held` -> key ring -> `dkim::prepare` (hash
+//! of the header, and of a body that has none) -> `dkim::Signer` -> `Held`.
 //! Shard: the home shard of the egress path; a message for several sites is signed by whoever comes
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
