@@ -255,7 +255,8 @@ mod tests {
         let row = |selector, period| {
             let key = path.display();
             format!(
-                "[[dkim]]\ndomain = \"own.test\"\nselector = \"{selector}\"\nkey = \"{key}\"\n{period}\n"
+                "[[dkim]]\ndomain = \"own.test\"\nselector = \"{selector}\"\n\
+                 key = \"{key}\"\n{period}\n"
             )
         };
         let text = [

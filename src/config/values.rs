@@ -1,7 +1,8 @@
 //! values - the small languages inside configuration strings.
 //!
 //! What: sizes ("10MiB"), durations ("20m"), rates ("5000/day"), networks ("10.0.0.0/8"), domain
-//! patterns ("*.example.com"), date-times ("2027-01-01T00:00:00Z"), hosts with ports ("relay.example:25", "\[2001:db8::1\]:25").
+//! patterns ("*.example.com"), date-times
+//! ("2027-01-01T00:00:00Z"), hosts with ports ("relay.example:25", "\[2001:db8::1\]:25").
 //! Each parser is total: any string gives a value or a sentence that says what is expected.
 
 use std::fmt;

@@ -255,8 +255,7 @@ impl KeyRing {
         platform || from_domain.is_some_and(own)
     }
 
-    /// Who signs mail from this domain at some time, in the order of [`Self::choose`]; each once per
-    /// rule that names it.
+    /// Who signs mail from this domain at some time, the sender's own first.
     #[must_use]
     pub fn signers(&self, from_domain: &str) -> Vec<Arc<Identity>> {
         if !self.may_sign(Some(from_domain)) {

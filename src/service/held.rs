@@ -75,8 +75,8 @@ impl Held {
 
     /// The message as a receiver with or without 8BITMIME takes it. It is converted in slices, one
     /// message at a time by `turns`: connections that wait for the same one do it once. A converted
-    /// one has a signature of its own, and an envelope with nothing but the sender; it lives as long
-    /// as the message.
+    /// one has a signature of its own, and an envelope with nothing but the sender; it lives as
+    /// long as the message.
     ///
     /// # Errors
     /// The message has octets above 127 that must stay, and the receiver does not take them.

@@ -1,7 +1,8 @@
 //! signer::arrival - the body of a message is hashed while it arrives.
 //!
-//! What: [`Arrival`] watches one message. Whether anybody will sign it is known from its From field;
-//! as soon as the header is complete, mail that nobody signs is let go, so that it costs no hash.
+//! What: [`Arrival`] watches one message. Whether anybody will sign it is known from its From
+//! field; as soon as the header is complete, mail that nobody signs is let go, so that it costs no
+//! hash.
 //! Failure: whatever is found here is a shortcut. The signer hashes what it has no hash of.
 
 use std::sync::Arc;
