@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use postrider::dkim::{
-    BodyHash, BodyHasher, Canon, Identity, Job, KeyKind, SignOptions, Signer, SignerConfig, prepare,
+    ArrivingBody, BodyHash, BodyHasher, Canon, Identity, Job, KeyKind, SignOptions, Signer,
+    SignerConfig, prepare,
 };
 use postrider::time::Wall;
 
@@ -189,6 +190,20 @@ fn bodies(criterion: &mut Criterion) {
                     hasher.finish()
                 });
             });
+            let content = [HEADER.as_bytes(), body].concat();
+            let pieces = [("at_once", content.len()), ("in_segments", 1448)];
+            for (how, step) in pieces {
+                group.bench_function(format!("arriving_{}k_{how}", size >> 10), |bencher| {
+                    let options = SignOptions::default();
+                    bencher.iter(|| {
+                        let mut arriving = ArrivingBody::new(options.body_hasher());
+                        for end in (step..content.len()).step_by(step) {
+                            arriving.more(&black_box(&content)[..end]);
+                        }
+                        arriving.finish(black_box(&content))
+                    });
+                });
+            }
             group.bench_function(format!("sha256_alone_{}k", size >> 10), |bencher| {
                 use aws_lc_rs::digest::{SHA256, digest};
                 bencher.iter(|| digest(&SHA256, black_box(body)));

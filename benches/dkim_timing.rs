@@ -1,44 +1,50 @@
 //! Does the time of a signature depend on what is secret? A statistical test in the manner of
 //! dudect (Reparaz, Balasch, Verbauwhede, "Dude, is my code constant time?").
 //!
-//! `cargo bench --bench dkim_timing [-- SAMPLES]`; `--test` takes a few samples only, to see that
-//! it runs. All classes of work are done in one random order, so that whatever else the machine
-//! does meets all of them alike; from each time the median of its neighbours in that order is taken
-//! away, because the clock of a busy machine changes by a tenth from one second to the next. Two
-//! classes at a time are compared by Welch's t of their times, whole and with the slowest cut off
-//! at many percentiles: noise lives in the slow tail, a leak may live anywhere. The largest |t| of
-//! a comparison counts. Under 4.5 for one crop no leak is found; the largest of many crops reaches
-//! 5 by chance. Above 10: a leak, and the report shows its size. It asserts nothing: a noisy
-//! neighbour is not a leak, and a human reads it. No difference is found says little where the
-//! second control is not told from the first either: then take more samples.
+//! `cargo bench --bench dkim_timing [-- ROUNDS]`; without a number it goes on until it is certain
+//! of the leak that it has planted itself, however long that takes on this machine (some minutes on
+//! a busy one), so that finding no other means something; `--test` takes a few rounds only, to see
+//! that it runs. In each round every class of work gets a new input, and all classes do theirs
+//! `TIMES` times in turn, each time in another random order; what counts of an input is its
+//! shortest time. So whatever else the machine does (interrupts, a neighbour on the other half of
+//! the core, a clock that changes) meets all classes of a round alike or lengthens times that do
+//! not count. Two classes are compared by their differences within each round: Yuen's t of the mean
+//! with both tails trimmed at several percentiles, because what noise is left lives in the tails.
+//! The largest |t| of a comparison counts. Under 4.5, dudect's threshold, no leak is found; above
+//! 10 there is one, and the report shows its size. It asserts nothing: a human reads it.
 //! Classes: one digest again and again against random ones; primes with nearly all limbs empty, and
 //! with all limbs full; p < q and p > q; and two controls, the same work twice (must find nothing)
-//! and half a microsecond more (must find it).
+//! and a microsecond more (must find it; a five-hundredth of the work).
 
 mod setup;
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
 
-use postrider::dkim::{Identity, KeyKind, Signer, SignerConfig};
+use postrider::dkim::{Identity, Job, KeyKind, Signed, Signer, SignerConfig};
 
 use crate::setup::{cpu_ns, fresh, identity, job, measures};
 
-/// Signatures of one sample: one pass of the lanes.
+/// Signatures of one measurement: one pass of the lanes.
 const BATCH: usize = 4;
-/// Samples per class where nothing is said.
-const SAMPLES: usize = 15_000;
-/// Samples per class for `--test`.
-const FEW: usize = 50;
+/// How many times an input is measured; the shortest counts.
+const TIMES: usize = 6;
+/// Rounds at least, and at most, where nothing is said: 20 seconds, and 20 minutes.
+const ROUNDS: [usize; 2] = [1_000, 60_000];
+/// Rounds for `--test`.
+const FEW: usize = 8;
+/// Rounds between two looks at the planted leak.
+const LOT: usize = 500;
 /// What the second control does more.
-const EXTRA_NS: u64 = 500;
-/// The parts of all samples, the fastest first, that are compared, in percent.
-const CROPS: [usize; 12] = [100, 99, 98, 95, 90, 80, 70, 60, 50, 40, 30, 20];
+const EXTRA_NS: u64 = 1_000;
+/// How much is trimmed at either end of the differences, in percent.
+const TRIMS: [usize; 5] = [0, 2, 5, 10, 25];
+/// From here on a difference is doubtful, and from here on certain.
+const DOUBTFUL: f64 = 4.5;
+const CERTAIN: f64 = 10.0;
 
-/// How many samples in a row are neighbours: some 30 ms.
-const NEIGHBOURS: usize = 64;
-
-/// One kind of work, and how much longer than its neighbours it took.
+/// One kind of work, and its shortest CPU time in each round in nanoseconds.
 struct Class {
     identity: Arc<Identity>,
     /// Sign the same digest every time.
@@ -56,11 +62,41 @@ fn class(identity: &Arc<Identity>, fixed: bool, extra_ns: u64) -> Class {
     }
 }
 
+impl Class {
+    /// The input of a round.
+    fn jobs(&self, round: usize) -> Vec<Job> {
+        let content = |message| match self.fixed {
+            true => 0,
+            false => round * BATCH + message,
+        };
+        let headers = (0..BATCH).map(|message| {
+            let content = content(message);
+            format!("From: a@example.com\r\nSubject: {content:020}\r\n")
+        });
+        headers.map(|header| job(&header, &self.identity)).collect()
+    }
+
+    fn measure(&self, jobs: &[Job], signer: &mut Signer, out: &mut Vec<Signed>) -> f64 {
+        for job in jobs {
+            signer.submit(job.clone()).unwrap();
+        }
+        let start = cpu_ns();
+        signer.run_batch(out);
+        let end = cpu_ns() + self.extra_ns;
+        // All classes end with the same look at the clock.
+        while cpu_ns() < end {}
+        let time = (cpu_ns() - start) as f64;
+        black_box(&out);
+        out.clear();
+        time
+    }
+}
+
 fn main() {
     // Cargo passes `--bench`; a number is ours.
-    let usual = if measures() { SAMPLES } else { FEW };
-    let samples = std::env::args().find_map(|word| word.parse().ok());
-    let samples = samples.unwrap_or(usual);
+    let [least, most] = if measures() { ROUNDS } else { [FEW; 2] };
+    let given: Option<usize> = std::env::args().find_map(|word| word.parse().ok());
+    let (least, most) = given.map_or((least, most), |rounds| (rounds, rounds));
     let random = fresh(KeyKind::Rsa2048);
     let full = identity(include_bytes!("../tests/data/dkim/limbs_full.pem"));
     let swapped = identity(include_bytes!(
@@ -76,12 +112,19 @@ fn main() {
         class(&swapped, false, 0),
         class(&empty, false, 0),
     ];
-    let lanes = sample(&mut classes, samples);
-    println!("lanes: {lanes}, about {samples} samples of {BATCH} signatures a class");
-    println!("largest |t| of {} crops, and t of some:", CROPS.len());
+    let mut sampler = Sampler::default();
+    let mut rounds = 0;
+    while rounds < least || (rounds < most && !is_found(&classes)) {
+        let lot = LOT.min(most - rounds);
+        sampler.sample(&mut classes, rounds..rounds + lot);
+        rounds += lot;
+    }
+    let lanes = sampler.signer.has_lanes();
+    println!("lanes: {lanes}, {rounds} rounds, the shortest of {TIMES} times {BATCH} signatures");
+    println!("largest |t| of {} trims, and each:", TRIMS.len());
     for (name, first, second) in [
         ("control: same work", 0, 1),
-        ("control: 0.5 us more", 0, 2),
+        ("control: 1 us more", 0, PLANTED),
         ("digest: random, fixed", 0, 3),
         ("key: random, full limbs", 0, 4),
         ("key: p > q, p < q", 4, 5),
@@ -92,97 +135,112 @@ fn main() {
     }
 }
 
-/// Measures all classes in one random order. Whether there were lanes.
-fn sample(classes: &mut [Class], samples: usize) -> bool {
-    let mut signer = Signer::new(SignerConfig::default());
-    let mut chance = 0x9e37_79b9_7f4a_7c15u64;
-    let mut out = Vec::new();
-    let mut order = Vec::with_capacity(classes.len() * samples);
-    for number in 0..(classes.len() * samples) as u64 {
-        chance ^= chance << 13;
-        chance ^= chance >> 7;
-        chance ^= chance << 17;
-        let place = (chance >> 33) as usize % classes.len();
-        let class = &classes[place];
-        for message in 0..BATCH as u64 {
-            let content = if class.fixed {
-                0
-            } else {
-                number * BATCH as u64 + message
-            };
-            let header = format!("From: a@example.com\r\nSubject: {content:020}\r\n");
-            signer.submit(job(&header, &class.identity)).unwrap();
-        }
-        let start = cpu_ns();
-        signer.run_batch(&mut out);
-        let end = cpu_ns() + class.extra_ns;
-        // Both controls end with the same look at the clock.
-        while cpu_ns() < end {}
-        order.push((place, (cpu_ns() - start) as f64));
-        black_box(&out);
-        out.clear();
-    }
-    for neighbours in order.chunks(NEIGHBOURS) {
-        let mut times: Vec<f64> = neighbours.iter().map(|(_, time)| *time).collect();
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        for (place, time) in neighbours {
-            classes[*place].times.push(time - median);
+/// The class with the planted leak.
+const PLANTED: usize = 2;
+
+/// Whether the planted leak is certain.
+fn is_found(classes: &[Class]) -> bool {
+    let differences = differences(&classes[0].times, &classes[PLANTED].times);
+    TRIMS
+        .iter()
+        .any(|trim| yuen(&differences, *trim).1 >= CERTAIN)
+}
+
+struct Sampler {
+    signer: Signer,
+    chance: u64,
+}
+
+impl Default for Sampler {
+    fn default() -> Self {
+        Self {
+            signer: Signer::new(SignerConfig::default()),
+            chance: 0x9e37_79b9_7f4a_7c15,
         }
     }
-    signer.has_lanes()
+}
+
+impl Sampler {
+    fn below(&mut self, bound: usize) -> usize {
+        self.chance ^= self.chance << 13;
+        self.chance ^= self.chance >> 7;
+        self.chance ^= self.chance << 17;
+        (self.chance >> 33) as usize % bound
+    }
+
+    /// Measures all classes in each of these rounds.
+    fn sample(&mut self, classes: &mut [Class], rounds: Range<usize>) {
+        let mut out = Vec::new();
+        let mut order: Vec<usize> = (0..classes.len()).collect();
+        for round in rounds {
+            let inputs: Vec<Vec<Job>> = classes.iter().map(|class| class.jobs(round)).collect();
+            let mut shortest = vec![f64::INFINITY; classes.len()];
+            for _ in 0..TIMES {
+                for place in (1..order.len()).rev() {
+                    order.swap(place, self.below(place + 1));
+                }
+                for place in &order {
+                    let jobs = &inputs[*place];
+                    let time = classes[*place].measure(jobs, &mut self.signer, &mut out);
+                    shortest[*place] = shortest[*place].min(time);
+                }
+            }
+            for (class, time) in classes.iter_mut().zip(shortest) {
+                class.times.push(time);
+            }
+        }
+    }
+}
+
+/// The differences within each round, sorted.
+fn differences(first: &[f64], second: &[f64]) -> Vec<f64> {
+    let mut all: Vec<f64> = first.iter().zip(second).map(|(a, b)| b - a).collect();
+    all.sort_by(f64::total_cmp);
+    all
 }
 
 /// Prints the comparison of two classes.
 fn compare(name: &str, first: &[f64], second: &[f64]) {
-    let mut all: Vec<f64> = [first, second].concat();
-    all.sort_by(f64::total_cmp);
-    let results = CROPS.map(|crop| {
-        let limit = all[(all.len() * crop / 100).saturating_sub(1)];
-        welch(first, second, limit)
-    });
+    let differences = differences(first, second);
+    let results = TRIMS.map(|trim| yuen(&differences, trim));
     let worst =
-        results.iter().copied().fold(
+        results.into_iter().fold(
             (0.0f64, 0.0f64),
             |a, b| if b.1.abs() > a.1.abs() { b } else { a },
         );
     let verdict = match worst.1.abs() {
-        t if t < 5.0 => "no difference found",
-        t if t < 10.0 => "doubtful: more samples, a quieter machine",
+        t if t < DOUBTFUL => "no difference found",
+        t if t < CERTAIN => "doubtful: more rounds, a quieter machine",
         _ => "DIFFERENT",
     };
-    let some: Vec<String> = CROPS
+    let each: Vec<String> = TRIMS
         .iter()
         .zip(&results)
-        .step_by(2)
-        .map(|(crop, (_, t))| format!("{crop}%:{t:+.1}"))
+        .map(|(trim, (_, t))| format!("{trim}%:{t:+.1}"))
         .collect();
     println!(
         "{name:26} {:5.2}, difference there {:+.0} ns [{}]: {verdict}",
         worst.1.abs(),
         worst.0,
-        some.join(" ")
+        each.join(" ")
     );
 }
 
-/// The difference of the means and Welch's t, of the samples up to `limit`.
-fn welch(first: &[f64], second: &[f64], limit: f64) -> (f64, f64) {
-    let moments = [first, second].map(|samples| {
-        let kept: Vec<f64> = samples
-            .iter()
-            .copied()
-            .filter(|time| *time <= limit)
-            .collect();
-        let count = (kept.len() as f64).max(2.0);
-        let mean = kept.iter().sum::<f64>() / count;
-        let squares = kept.iter().map(|time| (time - mean).powi(2)).sum::<f64>();
-        (mean, squares / (count - 1.0) / count)
-    });
-    let [(first, first_error), (second, second_error)] = moments;
-    let error = (first_error + second_error).sqrt();
-    let difference = second - first;
-    (
-        difference,
-        if error > 0.0 { difference / error } else { 0.0 },
-    )
+/// The mean without so many percent at either end, and Yuen's t of it: its error is that of the
+/// values with the ends drawn in to where the trimming begins. `sorted` is.
+fn yuen(sorted: &[f64], trim: usize) -> (f64, f64) {
+    let cut = sorted.len() * trim / 100;
+    let kept = &sorted[cut..sorted.len() - cut];
+    let (Some(least), Some(most)) = (kept.first(), kept.last()) else {
+        return (0.0, 0.0);
+    };
+    let count = sorted.len() as f64;
+    let mean = kept.iter().sum::<f64>() / kept.len() as f64;
+    let drawn = sorted.iter().map(|value| value.clamp(*least, *most));
+    let centre = drawn.clone().sum::<f64>() / count;
+    let squares = drawn.map(|value| (value - centre).powi(2)).sum::<f64>();
+    let deviation = (squares / (count - 1.0).max(1.0)).sqrt();
+    let error = deviation / (kept.len() as f64 / count) / count.sqrt();
+    let t = if error > 0.0 { mean / error } else { 0.0 };
+    (mean, t)
 }

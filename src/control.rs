@@ -575,6 +575,8 @@ fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
             dkim_single_signatures: signing.single_signatures,
             dkim_ed25519_signatures: signing.ed25519_signatures,
             dkim_reused: figures.signatures_reused,
+            dkim_hashed_on_arrival: figures.hashed_on_arrival,
+            dkim_unsignable: figures.unsignable,
             dkim_mismatches: signing.lane_mismatches,
             dkim_failures: signing.failures,
         },

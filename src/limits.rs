@@ -69,6 +69,10 @@ const _: () =
 /// is read again.
 pub const CONVERSION_DEPTH_MAX: usize = 20;
 
+/// How many octets of a message are converted to 7 bit, or hashed for its signature, before others
+/// have their turn: a tenth of a millisecond.
+pub const MESSAGE_SLICE_BYTES: usize = 64 << 10;
+
 /// Most MIME parts of a message that is converted to 7 bit: a digest has some hundred.
 pub const CONVERSION_PARTS_MAX: usize = 1000;
 

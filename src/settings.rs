@@ -208,7 +208,8 @@ pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
 }
 
 fn identity(entry: &config::Dkim, key: Arc<PrivateKey>) -> Result<Arc<Identity>, RingError> {
-    let identity = Identity::new(&entry.signing_domain, &entry.selector, key)?;
+    let identity = Identity::new(&entry.signing_domain, &entry.selector, key)?
+        .with_period(entry.not_before, entry.not_after);
     Ok(Arc::new(match &entry.identity {
         Some(agent) => identity.with_agent(agent)?,
         None => identity,
@@ -237,4 +238,45 @@ fn sources(snapshot: &Snapshot) -> Vec<Source> {
         helo: Arc::clone(&source.helo),
     };
     snapshot.sources.iter().map(source).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dkim::{Choice, KeyKind, keygen};
+    use crate::time::Wall;
+
+    // From the file to the ring: which selectors sign when.
+    #[test]
+    fn keys_have_the_period_of_their_row() {
+        let name = format!("postrider-periods-{}.pem", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        keygen(KeyKind::Ed25519).unwrap().write(&path).unwrap();
+        let row = |selector, period| {
+            let key = path.display();
+            format!(
+                "[[dkim]]\ndomain = \"own.test\"\nselector = \"{selector}\"\n\
+                 key = \"{key}\"\n{period}\n"
+            )
+        };
+        let text = [
+            "[node]\nhostname = \"mta.own.test\"\n".to_owned(),
+            row("old", "not_after = 2027-01-08T00:00:00Z"),
+            row("new", "not_before = 2027-01-01T00:00:00Z"),
+        ];
+        let snapshot = config::parse(text.concat().as_bytes()).unwrap().snapshot;
+        let ring = key_ring(&snapshot);
+        std::fs::remove_file(&path).unwrap();
+        let ring = ring.unwrap();
+        let signers = |at| match ring.choose(Some("own.test"), Wall(at)) {
+            Choice::Sign(signers) => signers
+                .iter()
+                .map(|one| one.selector().to_owned())
+                .collect(),
+            Choice::Unsigned | Choice::Reject => Vec::new(),
+        };
+        assert_eq!(signers(1_798_761_599_999), ["old"]);
+        assert_eq!(signers(1_798_761_600_000), ["old", "new"]);
+        assert_eq!(signers(1_799_366_400_000), ["new"]);
+    }
 }

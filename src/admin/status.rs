@@ -85,6 +85,13 @@ pub struct Counters {
     pub dkim_ed25519_signatures: u64,
     /// Messages that went out again with the signature of an earlier attempt.
     pub dkim_reused: u64,
+    /// Messages signed with the hash of the body that was taken while they arrived.
+    #[serde(default)]
+    pub dkim_hashed_on_arrival: u64,
+    /// Messages sent unsigned, although there was a key, because their form is none to sign: no
+    /// From field, or too many fields. One that was put off counts with every attempt.
+    #[serde(default)]
+    pub dkim_unsignable: u64,
     /// RSA signatures that came out wrong and were made again. Alarm: the machine computes wrongly.
     pub dkim_mismatches: u64,
     /// Signatures that could not be made. Alarm: their mail waits.
@@ -92,7 +99,7 @@ pub struct Counters {
 }
 
 /// How many totals there are.
-const COUNTERS: usize = 22;
+const COUNTERS: usize = 24;
 
 impl Counters {
     /// Adds another shard's totals.
@@ -131,6 +138,8 @@ impl Counters {
             ("dkim_single_signatures", &mut self.dkim_single_signatures),
             ("dkim_ed25519_signatures", &mut self.dkim_ed25519_signatures),
             ("dkim_reused", &mut self.dkim_reused),
+            ("dkim_hashed_on_arrival", &mut self.dkim_hashed_on_arrival),
+            ("dkim_unsignable", &mut self.dkim_unsignable),
             ("dkim_mismatches", &mut self.dkim_mismatches),
             ("dkim_failures", &mut self.dkim_failures),
         ]

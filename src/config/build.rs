@@ -180,6 +180,13 @@ fn check_dkim(sections: &Sections, problems: &mut Problems<'_>) {
 }
 
 fn check_dkim_row(row: &Row, problems: &mut Problems<'_>) {
+    if let Some((from, until)) = cell!(row, "not_before", Date).zip(cell!(row, "not_after", Date))
+        && until <= from
+    {
+        let (span, key) = place(row, "not_after");
+        let message = "not later than not_before: this key would never sign";
+        problems.add(&span, &key, message);
+    }
     let Some(pattern) = cell!(row, "domain", Pattern) else {
         return;
     };
@@ -454,6 +461,8 @@ fn build_dkim(row: &Row) -> Option<Dkim> {
         key: cell!(row, "key", Path)?,
         platform: cell!(row, "platform", Flag)?,
         identity: cell!(row, "identity", Text),
+        not_before: cell!(row, "not_before", Date),
+        not_after: cell!(row, "not_after", Date),
     })
 }
 

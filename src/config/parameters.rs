@@ -118,6 +118,8 @@ pub enum Kind {
     FieldNames,
     /// A mail address whose part before the @ may be empty.
     Identity,
+    /// A date and a time of day with its offset from UTC (RFC 3339).
+    DateTime,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// An IP address.
@@ -514,7 +516,10 @@ pub const PARAMETERS: &[Parameter] = &[
         "\"reject\"",
         "What happens to mail whose From domain has no key: it goes out unsigned, it is refused \
          with \
-         550 when it is submitted, or the platform's keys alone sign it.",
+         550 when it is submitted, or the platform's keys alone sign it. Mail that has a key and \
+         cannot be signed (no From field, or more than 1,000 fields to sign) is refused with 554 \
+         where this is \"reject\", and else goes out unsigned, which is logged and counted as \
+         dkim_unsignable.",
     ),
     row(
         "signing",
@@ -606,6 +611,25 @@ pub const PARAMETERS: &[Parameter] = &[
         Absent::Means("no i= tag"),
         "\"@example.com\"",
         "The i= of the signature, within the signing domain; some feedback loops go by it.",
+    ),
+    row(
+        "dkim",
+        "not_before",
+        Kind::DateTime,
+        Absent::Means("from the start"),
+        "2027-01-01T00:00:00Z",
+        "When this key begins to sign, for a rotation planned beforehand: the new selector is \
+         published and configured days before, and signs from this moment on.",
+    ),
+    row(
+        "dkim",
+        "not_after",
+        Kind::DateTime,
+        Absent::Means("no end"),
+        "2027-01-08T00:00:00Z",
+        "When this key signs no more. Mail whose From domain has no other key at that time is \
+         treated as signing.no_key says. Leave its record published for delivery.expire longer, \
+         and as long as receivers may still verify what it has signed.",
     ),
     row(
         "source",

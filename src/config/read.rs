@@ -17,10 +17,11 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::error::{Problem, nearest, position};
 use super::parameters::{Absent, Kind, Parameter, SECTIONS, Section, Shape, rows};
 use super::values::{
-    Cidr, DomainPattern, HostPort, Rate, ValueError, duration, field_name, hostname, identity,
-    rate, show_duration, show_size, size,
+    Cidr, DomainPattern, HostPort, Rate, ValueError, date_time, duration, field_name, hostname,
+    identity, rate, show_duration, show_size, size,
 };
 use crate::limits::CONFIG_ERRORS_MAX;
+use crate::time::Wall;
 
 /// A value of the type that its row asks for.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub(super) enum Value {
     Pattern(DomainPattern),
     Patterns(Vec<DomainPattern>),
     Flag(bool),
+    Date(Wall),
     Texts(Vec<Arc<str>>),
     Hosts(Vec<HostPort>),
     Rows(Vec<Row>),
@@ -381,6 +383,9 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, ValueError> {
     if let (Kind::Flag, DeValue::Boolean(flag)) = (kind, value) {
         return Ok(Value::Flag(*flag));
     }
+    if let (Kind::DateTime, DeValue::Datetime(date)) = (kind, value) {
+        return date_time(&date.to_string()).map(Value::Date);
+    }
     let text = value.as_str().ok_or_else(expected)?;
     match kind {
         Kind::Hostname => hostname(text).map(Value::Text),
@@ -397,6 +402,7 @@ fn read_scalar(kind: Kind, value: &DeValue<'_>) -> Result<Value, ValueError> {
         Kind::Rate => rate(text).map(Value::Rate),
         Kind::Pattern => DomainPattern::parse(text).map(Value::Pattern),
         Kind::Identity => identity(text).map(Value::Text),
+        Kind::DateTime => date_time(text).map(Value::Date),
         Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.into())),
         Kind::Address => text.parse().map(Value::Address).map_err(|_| expected()),
         Kind::SocketAddress => text.parse().map(Value::Socket).map_err(|_| expected()),
@@ -609,6 +615,7 @@ pub(super) fn expected(kind: Kind) -> String {
         Kind::Networks => "a list of networks such as [\"10.0.0.0/8\"]".into(),
         Kind::Pattern => "a domain such as \"example.com\" or \"*.example.com\"".into(),
         Kind::Flag => "true or false".into(),
+        Kind::DateTime => "a date-time such as 2027-01-01T00:00:00Z".into(),
         Kind::FieldNames => "a list of header field names such as [\"X-Customer\"]".into(),
         Kind::Identity => "an address such as \"@example.com\" or \"news@example.com\"".into(),
         Kind::Patterns => "a list of domains such as [\"example.com\", \"*.example.com\"]".into(),

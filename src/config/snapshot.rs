@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::values::{Cidr, DomainPattern, HostPort, Rate};
 use crate::dkim::{Canon, NoKey};
+use crate::time::Wall;
 
 /// One whole configuration, checked and immutable. Share it as `Arc<Snapshot>`.
 #[derive(Debug, Clone, PartialEq)]
@@ -213,6 +214,10 @@ pub struct Dkim {
     pub platform: bool,
     /// The i= of the signature; within `signing_domain`.
     pub identity: Option<Arc<str>>,
+    /// When it begins to sign.
+    pub not_before: Option<Wall>,
+    /// When it signs no more; later than `not_before`.
+    pub not_after: Option<Wall>,
 }
 
 /// `[signing]`.

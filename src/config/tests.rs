@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dkim::{Canon, NoKey};
+use crate::time::Wall;
 
 const MINIMAL: &str = "[node]\nhostname = \"mta1.example.com\"\n";
 
@@ -364,6 +365,56 @@ fn signing_is_understood() {
         snapshot.dkim[0].identity.as_deref(),
         Some("News@sub.example.com")
     );
+}
+
+// The period of a key, as a TOML date-time and as a string; either end may be open.
+#[test]
+fn periods_of_keys_are_understood() {
+    let text = [
+        MINIMAL,
+        &dkim("domain = \"always.test\""),
+        &dkim("domain = \"a.test\"\nnot_after = 2027-01-08 01:30:00+01:30"),
+        &dkim("domain = \"b.test\"\nnot_before = \"2027-01-01T00:00:00Z\""),
+    ];
+    let snapshot = parse(text.concat().as_bytes()).unwrap().snapshot;
+    let [always, a, b] = &snapshot.dkim[..] else {
+        panic!("three keys")
+    };
+    assert_eq!((always.not_before, always.not_after), (None, None));
+    let (new_year, week) = (Wall(1_798_761_600_000), Wall(1_799_366_400_000));
+    assert_eq!((a.not_before, a.not_after), (None, Some(week)));
+    assert_eq!((b.not_before, b.not_after), (Some(new_year), None));
+}
+
+#[test]
+fn impossible_periods_are_refused() {
+    let own = dkim("domain = \"own.test\"");
+    for (text, expected) in [
+        (
+            own.clone() + "not_before = 2027-01-01\n",
+            "is not a date-time with its offset such as",
+        ),
+        (
+            own.clone() + "not_after = 2027-01-01T00:00:00\n",
+            "is not a date-time with its offset such as",
+        ),
+        (
+            own.clone() + "not_after = \"tomorrow\"\n",
+            "\"tomorrow\" is not a date-time",
+        ),
+        (
+            own.clone() + "not_after = 5\n",
+            "expected a date-time such as 2027-01-01T00:00:00Z, found the number 5",
+        ),
+        (
+            own.clone()
+                + "not_before = 2027-01-01T01:00:00+01:00\nnot_after = 2027-01-01T00:00:00Z\n",
+            "not_after: not later than not_before",
+        ),
+    ] {
+        let found = problem(&text);
+        assert!(found.contains(expected), "{text}: {found}");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! values - the small languages inside configuration strings.
 //!
 //! What: sizes ("10MiB"), durations ("20m"), rates ("5000/day"), networks ("10.0.0.0/8"), domain
-//! patterns ("*.example.com"), hosts with ports ("relay.example:25", "\[2001:db8::1\]:25").
+//! patterns ("*.example.com"), date-times
+//! ("2027-01-01T00:00:00Z"), hosts with ports ("relay.example:25", "\[2001:db8::1\]:25").
 //! Each parser is total: any string gives a value or a sentence that says what is expected.
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dkim::SignOptions;
+use crate::time::Wall;
 
 /// Why a string is not a value; a sentence fragment for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -361,6 +363,90 @@ pub fn rate(text: &str) -> Result<Rate, ValueError> {
     })
 }
 
+/// Reads "2027-01-01T00:00:00Z" or "2027-01-01 01:00:00.5+01:00" (RFC 3339 5.6). Leap seconds are
+/// refused, as is what has no offset: nobody knows when that is.
+///
+/// # Errors
+/// Not such a date-time, a day that does not exist, or one before 1970.
+pub fn date_time(text: &str) -> Result<Wall, ValueError> {
+    let wrong = || {
+        let expected = "a date-time with its offset such as 2027-01-01T00:00:00Z";
+        ValueError(format!("\"{text}\" is not {expected}"))
+    };
+    read_date_time(text.as_bytes())
+        .and_then(|milliseconds| u64::try_from(milliseconds).ok())
+        .map(Wall)
+        .ok_or_else(wrong)
+}
+
+/// Milliseconds since 1970.
+fn read_date_time(text: &[u8]) -> Option<i64> {
+    let (date, rest) = text.split_at_checked(10)?;
+    let (time, mut rest) = rest.split_at_checked(9)?;
+    let year = digits(&date[..4], 1970, 9999)?;
+    let month = digits(&date[5..7], 1, 12)?;
+    let day = digits(&date[8..], 1, days_of_month(year, month))?;
+    let (hour, minute) = (digits(&time[1..3], 0, 23)?, digits(&time[4..6], 0, 59)?);
+    let second = digits(&time[7..], 0, 59)?;
+    let marks = [
+        date[4],
+        date[7],
+        time[0].to_ascii_uppercase(),
+        time[3],
+        time[6],
+    ];
+    if marks != *b"--T::" && marks != *b"-- ::" {
+        return None;
+    }
+    let mut milliseconds = 0;
+    if let [b'.', fraction @ ..] = rest {
+        let len = fraction.iter().take_while(|c| c.is_ascii_digit()).count();
+        if len == 0 {
+            return None;
+        }
+        let place = |at: usize| i64::from(fraction[..len].get(at).map_or(0, |c| c - b'0'));
+        milliseconds = place(0) * 100 + place(1) * 10 + place(2);
+        rest = &fraction[len..];
+    }
+    let ahead = match rest {
+        b"Z" | b"z" => 0,
+        [sign @ (b'+' | b'-'), offset @ ..] if offset.len() == 5 && offset[2] == b':' => {
+            let minutes = digits(&offset[..2], 0, 23)? * 60 + digits(&offset[3..], 0, 59)?;
+            if *sign == b'+' { minutes } else { -minutes }
+        }
+        _ => return None,
+    };
+    let earlier = (1970..year)
+        .map(|year| 365 + i64::from(is_leap(year)))
+        .sum::<i64>();
+    let days = earlier
+        + (1..month)
+            .map(|month| days_of_month(year, month))
+            .sum::<i64>()
+        + day
+        - 1;
+    Some((((days * 24 + hour) * 60 + minute - ahead) * 60 + second) * 1000 + milliseconds)
+}
+
+/// A number of digits alone, within bounds.
+fn digits(text: &[u8], least: i64, most: i64) -> Option<i64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let number = i64::try_from(plain_number(text)?).ok()?;
+    (least..=most).contains(&number).then_some(number)
+}
+
+fn is_leap(year: i64) -> bool {
+    year % 4 == 0 && (year % 100 != 0 || year % 400 == 0)
+}
+
+fn days_of_month(year: i64, month: i64) -> i64 {
+    match month {
+        2 => 28 + i64::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
 fn scaled(text: &str, units: &[(&str, u64)], expected: &str) -> Result<u64, ValueError> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -591,6 +677,48 @@ mod tests {
             "1.2.3.4:0",
         ] {
             assert!(HostPort::parse(text, 25).is_err(), "{text}");
+        }
+    }
+
+    // Offsets, fractions and leap days; what does not exist, or has no offset, is refused.
+    #[test]
+    fn date_times_are_strict() {
+        for (text, milliseconds) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2026-11-21T22:19:03.021Z", 1_795_299_543_021),
+            ("2026-11-22t00:19:03.0219+02:00", 1_795_299_543_021),
+            ("2026-11-21 17:49:03.02-04:30", 1_795_299_543_020),
+            ("2024-02-29T23:59:59z", 1_709_251_199_000),
+            ("2000-02-29T00:00:00Z", 951_782_400_000),
+            ("9999-12-31T23:59:59.999Z", 253_402_300_799_999),
+        ] {
+            assert_eq!(date_time(text), Ok(Wall(milliseconds)), "{text}");
+        }
+        for text in [
+            "",
+            "2027-01-01",
+            "2027-01-01T00:00:00",
+            "2027-01-01T00:00:00.Z",
+            "2027-01-01T00:00:00Z ",
+            "2027-01-01T00:00:00+1:00",
+            "2027-01-01T00:00:00+24:00",
+            "2027-01-01T24:00:00Z",
+            "2027-01-01T00:60:00Z",
+            "2027-01-01T00:00:60Z",
+            "2027-02-29T00:00:00Z",
+            "2100-02-29T00:00:00Z",
+            "2027-04-31T00:00:00Z",
+            "2027-13-01T00:00:00Z",
+            "2027-00-01T00:00:00Z",
+            "+027-01-01T00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "1970-01-01T00:00:00+00:01",
+            "2027/01/01T00:00:00Z",
+            "2027-01-01X00:00:00Z",
+            "2027-01-01T00.00.00Z",
+            "2027-01-01T00:00:0\u{e4}Z",
+        ] {
+            assert!(date_time(text).is_err(), "{text}");
         }
     }
 }

@@ -280,12 +280,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::{Job, Signed, Signer, SignerConfig, Ticket};
-    use crate::dkim::canon::{BodyHash, Canon};
     use crate::dkim::key::PrivateKey;
     use crate::dkim::record::{KeyKind, keygen};
     use crate::dkim::ring::Identity;
     use crate::dkim::signature::{SignOptions, prepare};
     use crate::limits;
+    use crate::message::{BodyHash, Canon};
     use crate::time::Wall;
 
     fn identity(kind: KeyKind) -> Arc<Identity> {

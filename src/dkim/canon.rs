@@ -10,36 +10,7 @@
 use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::engine::blanks::{BLOCK, Blanks, ROOM};
-
-/// A canonicalisation algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Canon {
-    /// RFC 6376 3.4.1 and 3.4.3.
-    Simple,
-    /// RFC 6376 3.4.2 and 3.4.4.
-    #[default]
-    Relaxed,
-}
-
-impl Canon {
-    /// The word in the `c=` tag.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Simple => "simple",
-            Self::Relaxed => "relaxed",
-        }
-    }
-}
-
-/// The SHA-256 of a canonical body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BodyHash {
-    /// How the body was canonicalised.
-    pub canon: Canon,
-    /// The digest.
-    pub digest: [u8; 32],
-}
+use crate::message::{BodyHash, Canon};
 
 impl BodyHash {
     /// Hashes a whole body.
@@ -385,7 +356,8 @@ fn relaxed_value(value: &[u8], out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Body, BodyHash, BodyHasher, Canon, Sink, header_field, sha256};
+    use super::{Body, BodyHasher, Sink, header_field, sha256};
+    use crate::message::{BodyHash, Canon};
 
     impl Sink for Vec<u8> {
         fn put(&mut self, bytes: &[u8]) {

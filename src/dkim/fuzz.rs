@@ -4,15 +4,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::dkim::canon::{BodyHash, BodyHasher, Canon};
+use crate::dkim::arriving::ArrivingBody;
+use crate::dkim::canon::BodyHasher;
 use crate::dkim::key::PrivateKey;
 use crate::dkim::record::{KeyKind, PublicRecord, keygen};
 use crate::dkim::ring::Identity;
 use crate::dkim::signature::{SignOptions, body_start, prepare};
 use crate::dkim::{der, rsa};
+use crate::message::{BodyHash, Canon};
 use crate::time::Wall;
 
-/// Any message: however the body is cut, the hash is the same; preparing never panics.
+/// Any message: however the message is cut, the hash is the same; preparing never panics.
 pub fn fuzz_message(data: &[u8]) {
     static IDENTITY: OnceLock<Arc<Identity>> = OnceLock::new();
     let identity = IDENTITY.get_or_init(|| {
@@ -31,6 +33,13 @@ pub fn fuzz_message(data: &[u8]) {
         body.chunks(usize::from(cut).max(1))
             .for_each(|piece| hasher.update(piece));
         assert_eq!(hasher.finish(), hash);
+        let mut arriving = ArrivingBody::new(BodyHasher::new(canon));
+        let step = usize::from(cut).max(1);
+        for end in (step..message.len()).step_by(step) {
+            arriving.more(&message[..end]);
+        }
+        let arrived = arriving.finish(message);
+        assert_eq!((arrived.hash, arrived.len), (hash, body.len()));
         let options = SignOptions::default().with_canon(canon, canon);
         if let Ok(all) = prepare(header, &hash, &[Arc::clone(identity)], &options, Wall(0)) {
             assert_eq!(all.len(), 1);

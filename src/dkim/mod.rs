@@ -10,6 +10,7 @@
 //! Security: private keys live in [`PrivateKey`] alone, are wiped on drop and never printed. The
 //! lane engine runs in constant time; every RSA signature is verified before it is used.
 
+pub mod arriving;
 mod base64;
 pub mod batch;
 pub mod canon;
@@ -22,12 +23,14 @@ pub mod ring;
 mod rsa;
 pub mod signature;
 
+pub use crate::message::{BodyHash, Canon};
+pub use arriving::ArrivingBody;
 pub use batch::{Job, Report, SignFailed, Signed, Signer, SignerConfig, Ticket};
-pub use canon::{BodyHash, BodyHasher, Canon};
+pub use canon::BodyHasher;
 pub use key::{Algorithm, FileStamp, KeyError, PrivateKey};
 pub use record::{KeyKind, NewKey, PublicRecord, RecordError, keygen, published_key_matches};
 pub use ring::{Choice, Identity, KeyRing, NoKey, RingError};
-pub use signature::{PrepareError, SignOptions, Unsigned, body_start, prepare};
+pub use signature::{PrepareError, SignOptions, Unsigned, body_start, prepare, signable};
 
 // Jobs may be stolen by another shard, and rings are shared by all of them.
 const _: () = {

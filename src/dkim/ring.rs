@@ -135,15 +135,15 @@ impl Identity {
     }
 }
 
-/// What happens to a message whose From domain has no key.
+/// What happens to a message whose From domain has no key, or that cannot be signed by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NoKey {
     /// It goes out unsigned.
     #[default]
     SendUnsigned,
-    /// Submission answers 550 5.7.1.
+    /// Submission answers 550 5.7.1, or 554 5.6.0 where the form is to blame.
     Reject,
-    /// Only the platform's identities sign it.
+    /// Only the platform's identities sign it; what has no form to sign goes out unsigned.
     SignAsPlatform,
 }
 
@@ -247,6 +247,24 @@ impl KeyRing {
         Choice::Sign(signers)
     }
 
+    /// Whether a message from this domain may be signed by somebody, at some time.
+    #[must_use]
+    pub fn may_sign(&self, from_domain: Option<&str>) -> bool {
+        let platform = self.no_key == NoKey::SignAsPlatform && !self.platform.is_empty();
+        let own = |domain: &str| !self.rule(&domain.to_ascii_lowercase()).is_empty();
+        platform || from_domain.is_some_and(own)
+    }
+
+    /// Who signs mail from this domain at some time, the sender's own first.
+    #[must_use]
+    pub fn signers(&self, from_domain: &str) -> Vec<Arc<Identity>> {
+        if !self.may_sign(Some(from_domain)) {
+            return Vec::new();
+        }
+        let rule = self.rule(&from_domain.to_ascii_lowercase()).iter();
+        rule.chain(&self.platform).cloned().collect()
+    }
+
     fn rule(&self, domain: &str) -> &[Arc<Identity>] {
         if let Some(rule) = self.exact.get(domain) {
             return rule;
@@ -259,6 +277,12 @@ impl KeyRing {
             rest = parent;
         }
         &self.default
+    }
+
+    /// Whether mail that cannot be signed is refused rather than sent unsigned.
+    #[must_use]
+    pub fn refuses_unsigned(&self) -> bool {
+        self.no_key == NoKey::Reject
     }
 
     /// Whether nothing would ever be signed or refused.

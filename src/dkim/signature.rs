@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::dkim::base64;
-use crate::dkim::canon::{self, BodyHash, BodyHasher, Canon};
+use crate::dkim::canon::{self, BodyHasher};
 use crate::dkim::key::PrivateKey;
 use crate::dkim::ring::Identity;
 use crate::limits;
+use crate::message::{BodyHash, Canon};
 use crate::time::Wall;
 
 /// Field names that are signed once more than they occur. In this order in `h=`.
@@ -130,6 +131,18 @@ impl SignOptions {
         }
         self.names.push((lower, name.into(), true));
         true
+    }
+
+    /// How bodies are canonicalised.
+    #[must_use]
+    pub fn body_canon(&self) -> Canon {
+        self.body
+    }
+
+    /// Whether a header of so many fields is surely not too long to be signed.
+    #[must_use]
+    pub fn fits(&self, fields: usize) -> bool {
+        self.names.len().saturating_add(fields) <= limits::DKIM_SIGNED_FIELDS_MAX
     }
 
     /// A hasher for bodies that will be signed with these options.
@@ -257,6 +270,14 @@ pub fn prepare(
         }
     };
     Ok(identities.iter().map(lay_out).collect())
+}
+
+/// Whether [`prepare`] can sign a message with this header section.
+///
+/// # Errors
+/// There is no From field, or there are too many fields to sign.
+pub fn signable(header: &[u8], options: &SignOptions) -> Result<(), PrepareError> {
+    signed_fields(header, options).map(drop)
 }
 
 const FIELD_NAME: &str = "DKIM-Signature";

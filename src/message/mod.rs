@@ -1,11 +1,12 @@
 //! message - the mail itself, apart from the protocol that carries it.
 //!
 //! What: addresses, the envelope and its bytes on disk, the content, the header scan at
-//! submission, conversion to 7 bit, the trace field, delivery status notifications, enhanced status
-//! codes.
+//! submission, what is learnt about a body while it arrives, conversion to 7 bit, the trace field,
+//! delivery status notifications, enhanced status codes.
 //! Why this way: everything here is pure, total on hostile bytes and bounded by `limits`.
 
 pub mod address;
+pub mod body;
 pub mod content;
 pub mod dsn;
 pub mod envelope;
@@ -16,6 +17,7 @@ pub mod trace;
 mod transfer;
 
 pub use address::{Address, AddressError, Domain};
+pub use body::{ArrivedBody, BodyHash, Canon, Watch};
 pub use content::{Content, ContentBuilder};
 pub use envelope::{
     BodyType, Envelope, EnvelopeError, EnvelopeView, MessageId, Notify, Recipient, RecipientRef,

@@ -12,9 +12,14 @@
 //! signature (RFC 1847 2.1 wants them 7-bit from the start; a rewritten one would not verify),
 //! types of `message` that may not be encoded (RFC 2046 5.2), and structure that two programs could
 //! read in two ways.
-//! Limits: [`limits::CONVERSION_DEPTH_MAX`], [`limits::CONVERSION_PARTS_MAX`].
+//! It proceeds in slices with a pause after each, since tens of MiB would hold up everybody else on
+//! the core for a tenth of a second.
+//! Limits: [`limits::CONVERSION_DEPTH_MAX`], [`limits::CONVERSION_PARTS_MAX`],
+//! [`limits::HEADER_BYTES_MAX`] for the header of each part.
 
+use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 
 use super::header::{field_len, field_name, skip_comment};
 use super::status::EnhancedStatus;
@@ -55,29 +60,45 @@ impl Unconvertible {
     }
 }
 
+/// A pause in the work, in which others have their turn.
+pub type Pause<'p> = dyn Fn() -> Pin<Box<dyn Future<Output = ()>>> + 'p;
+
 /// The message with every octet below 128, decoding to the same. Total on any octets.
+///
+/// Pauses after every [`limits::MESSAGE_SLICE_BYTES`] that it has looked at.
 ///
 /// # Errors
 /// See [`Unconvertible`].
-pub fn convert(content: &[u8]) -> Result<Vec<u8>, Unconvertible> {
+pub async fn convert(content: &[u8], pause: &Pause<'_>) -> Result<Vec<u8>, Unconvertible> {
     let mut work = Work {
         out: Vec::with_capacity(content.len() / 8 * 9 + 256),
         parts: 0,
+        pause,
+        unpaused: 0,
     };
     let message = Place {
         depth: 0,
         whole: true,
         digest: false,
     };
-    work.entity(content, message)?;
-    assert!(work.out.is_ascii(), "conversion left an octet above 127");
-    Ok(work.out)
+    work.entity(content, message).await?;
+    let out = std::mem::take(&mut work.out);
+    assert!(
+        work.is_ascii(&out).await,
+        "conversion left an octet above 127"
+    );
+    Ok(out)
 }
 
-struct Work {
+struct Work<'p> {
     out: Vec<u8>,
     parts: usize,
+    pause: &'p Pause<'p>,
+    /// Octets looked at since the last pause.
+    unpaused: usize,
 }
+
+const SLICE: usize = limits::MESSAGE_SLICE_BYTES;
 
 /// Where an entity stands.
 #[derive(Clone, Copy)]
@@ -99,32 +120,86 @@ impl Place {
     }
 }
 
-impl Work {
-    fn entity(&mut self, octets: &[u8], place: Place) -> Result<(), Unconvertible> {
-        self.parts += 1;
-        if self.parts > limits::CONVERSION_PARTS_MAX || place.depth > limits::CONVERSION_DEPTH_MAX {
-            return Err(Unconvertible::Structure);
+impl Work<'_> {
+    /// So many octets were looked at.
+    async fn spent(&mut self, octets: usize) {
+        self.unpaused += octets;
+        if self.unpaused >= SLICE {
+            self.unpaused = 0;
+            (self.pause)().await;
         }
-        if octets.is_ascii() {
-            self.out.extend_from_slice(octets);
-            return Ok(());
+    }
+
+    async fn is_ascii(&mut self, octets: &[u8]) -> bool {
+        for slice in octets.chunks(SLICE) {
+            if !slice.is_ascii() {
+                return false;
+            }
+            self.spent(slice.len()).await;
         }
-        let header = Header::read(octets)?;
-        let body = &octets[header.body..];
-        match header.kind(place)? {
-            Kind::Multipart { boundary, digest } => {
-                self.head(&header, place, "7bit", None);
-                self.multipart(body, &boundary, place.inside(false, digest))
-            }
-            Kind::Message => {
-                self.head(&header, place, "7bit", None);
-                self.entity(body, place.inside(true, false))
-            }
-            Kind::Leaf { text } => {
-                self.leaf(&header, body, place, text);
-                Ok(())
-            }
+        true
+    }
+
+    async fn is_utf8(&mut self, octets: &[u8]) -> bool {
+        let mut at = 0;
+        while at < octets.len() {
+            let end = octets.len().min(at + SLICE);
+            at = match std::str::from_utf8(&octets[at..end]) {
+                Ok(_) => end,
+                // A character goes on in the next slice.
+                Err(error) if error.error_len().is_none() && end < octets.len() => {
+                    at + error.valid_up_to()
+                }
+                Err(_) => return false,
+            };
+            self.spent(SLICE).await;
         }
+        true
+    }
+
+    async fn copy(&mut self, octets: &[u8]) {
+        for slice in octets.chunks(SLICE) {
+            self.out.extend_from_slice(slice);
+            self.spent(slice.len()).await;
+        }
+    }
+
+    /// Boxed: entities are nested.
+    fn entity<'w>(
+        &'w mut self,
+        octets: &'w [u8],
+        place: Place,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Unconvertible>> + 'w>> {
+        Box::pin(async move {
+            self.parts += 1;
+            if self.parts > limits::CONVERSION_PARTS_MAX
+                || place.depth > limits::CONVERSION_DEPTH_MAX
+            {
+                return Err(Unconvertible::Structure);
+            }
+            if self.is_ascii(octets).await {
+                self.copy(octets).await;
+                return Ok(());
+            }
+            let header = Header::read(octets)?;
+            self.spent(header.body).await;
+            let body = &octets[header.body..];
+            match header.kind(place)? {
+                Kind::Multipart { boundary, digest } => {
+                    self.head(&header, place, "7bit", None);
+                    self.multipart(body, &boundary, place.inside(false, digest))
+                        .await
+                }
+                Kind::Message => {
+                    self.head(&header, place, "7bit", None);
+                    self.entity(body, place.inside(true, false)).await
+                }
+                Kind::Leaf { text } => {
+                    self.leaf(&header, body, place, text).await;
+                    Ok(())
+                }
+            }
+        })
     }
 
     /// Writes a header with another transfer encoding, and the empty line.
@@ -151,28 +226,49 @@ impl Work {
         }
     }
 
-    fn leaf(&mut self, header: &Header<'_>, body: &[u8], place: Place, text: bool) {
+    async fn leaf(&mut self, header: &Header<'_>, body: &[u8], place: Place, text: bool) {
         let media = match header.media {
             Some(_) => None,
             // What says nothing is text/plain in US-ASCII, which it is not.
-            None if std::str::from_utf8(body).is_ok() => Some("text/plain; charset=utf-8"),
+            None if self.is_utf8(body).await => Some("text/plain; charset=utf-8"),
             // RFC 1428 3.
             None => Some("text/plain; charset=unknown-8bit"),
         };
-        if text && transfer::quoted_printable_len(body) <= transfer::base64_len(body) {
+        if text && self.is_shorter_quoted(body).await {
             self.head(header, place, "quoted-printable", media);
-            transfer::quoted_printable(&mut self.out, body);
+            let mut left = (0, 0);
+            while left.0 < body.len() {
+                let end = left.0 + SLICE;
+                left = transfer::quoted_printable_part(&mut self.out, body, left, end);
+                self.spent(SLICE).await;
+            }
             return;
         }
         self.head(header, place, "base64", media);
-        transfer::base64_lines(&mut self.out, body);
+        for (number, lines) in body.chunks(BASE64_SLICE).enumerate() {
+            if number > 0 {
+                self.out.extend_from_slice(b"\r\n");
+            }
+            transfer::base64_lines(&mut self.out, lines);
+            self.spent(lines.len()).await;
+        }
         if body.ends_with(b"\r\n") {
             self.out.extend_from_slice(b"\r\n");
         }
     }
 
+    /// Whether a text is no longer as quoted-printable than as base64.
+    async fn is_shorter_quoted(&mut self, body: &[u8]) -> bool {
+        let mut escaped = 0;
+        for slice in body.chunks(SLICE) {
+            escaped += transfer::escaped(slice);
+            self.spent(slice.len()).await;
+        }
+        transfer::quoted_printable_len(body.len(), escaped) <= transfer::base64_len(body.len())
+    }
+
     /// RFC 2046 5.1.1.
-    fn multipart(
+    async fn multipart(
         &mut self,
         body: &[u8],
         boundary: &[u8],
@@ -181,21 +277,21 @@ impl Work {
         let mut part_start = None;
         let mut done = 0;
         let dashes = [b"--", boundary].concat();
-        for line in delimiters(body, &dashes) {
+        while let Some(line) = self.delimiter(body, &dashes, done).await? {
             // The line end before a delimiter is part of it; a part without a line has none.
             let end = match part_start {
                 Some(start) if line.start < start + 2 => start,
                 _ => line.start.saturating_sub(2),
             };
             match part_start {
-                None => self.unread(&body[..end]),
-                Some(start) => self.entity(&body[start..end], place)?,
+                None => self.unread(&body[..end]).await,
+                Some(start) => self.entity(&body[start..end], place).await?,
             }
             self.out.extend_from_slice(&body[end..line.end]);
             done = line.end;
             part_start = Some(line.end);
             if line.last {
-                self.unread(&body[done..]);
+                self.unread(&body[done..]).await;
                 return Ok(());
             }
         }
@@ -203,16 +299,45 @@ impl Work {
             return Err(Unconvertible::Structure);
         }
         // The closing delimiter is missing: the last part ends with the body.
-        self.entity(&body[done..], place)
+        self.entity(&body[done..], place).await
+    }
+
+    /// The first delimiter line of `body` that starts at `from` or behind it. `dashes` is two
+    /// dashes and the boundary.
+    async fn delimiter(
+        &mut self,
+        body: &[u8],
+        dashes: &[u8],
+        mut from: usize,
+    ) -> Result<Option<Delimiter>, Unconvertible> {
+        while from < body.len() {
+            // A boundary may lie across two slices.
+            let end = body.len().min(from + SLICE + dashes.len() - 1);
+            for at in memchr::memmem::find_iter(&body[from..end], dashes) {
+                if let Some(found) = delimiter_at(body, from + at, dashes.len())? {
+                    self.spent(at).await;
+                    return Ok(Some(found));
+                }
+            }
+            from += SLICE;
+            self.spent(SLICE).await;
+        }
+        Ok(None)
     }
 
     /// What stands before the first and after the last delimiter. Nobody shows it (RFC 2046 5.1.1:
     /// "to be ignored"), and it has no encoding: octets above 127 become question marks.
-    fn unread(&mut self, octets: &[u8]) {
+    async fn unread(&mut self, octets: &[u8]) {
         let plain = |octet: &u8| if octet.is_ascii() { *octet } else { b'?' };
-        self.out.extend(octets.iter().map(plain));
+        for slice in octets.chunks(SLICE) {
+            self.out.extend(slice.iter().map(plain));
+            self.spent(slice.len()).await;
+        }
     }
 }
+
+/// Whole lines of base64 in a slice.
+const BASE64_SLICE: usize = SLICE / transfer::BASE64_LINE * transfer::BASE64_LINE;
 
 /// A delimiter line: its octets with the line end behind it.
 struct Delimiter {
@@ -222,29 +347,30 @@ struct Delimiter {
     last: bool,
 }
 
-/// The delimiter lines of `body`, in order. `dashes` is two dashes and the boundary.
-fn delimiters<'a>(body: &'a [u8], dashes: &'a [u8]) -> impl Iterator<Item = Delimiter> + 'a {
-    let found = move |start: usize| {
-        if start > 0 && !body[..start].ends_with(b"\r\n") {
-            return None;
-        }
-        let mut end = start + dashes.len();
-        let last = body[end..].starts_with(b"--");
-        end += if last { 2 } else { 0 };
-        // RFC 2046 5.1.1: white space that a gateway added.
-        let blanks = body[end..].iter();
-        end += blanks
-            .take_while(|byte| matches!(byte, b' ' | b'\t'))
-            .count();
-        if body[end..].starts_with(b"\r\n") {
-            end += 2;
-        } else if end < body.len() {
-            // Another, longer boundary.
-            return None;
-        }
-        Some(Delimiter { start, end, last })
-    };
-    memchr::memmem::find_iter(body, dashes).filter_map(found)
+/// The delimiter line whose two dashes and boundary, `len` octets, stand at `start`, if it is one.
+fn delimiter_at(body: &[u8], start: usize, len: usize) -> Result<Option<Delimiter>, Unconvertible> {
+    if start > 0 && !body[..start].ends_with(b"\r\n") {
+        return Ok(None);
+    }
+    let mut end = start + len;
+    let last = body[end..].starts_with(b"--");
+    end += if last { 2 } else { 0 };
+    // RFC 2046 5.1.1: white space that a gateway added. Nobody adds so much.
+    let blanks = body[end..].iter().take(SLICE);
+    let blanks = blanks
+        .take_while(|byte| matches!(byte, b' ' | b'\t'))
+        .count();
+    if blanks == SLICE {
+        return Err(Unconvertible::Structure);
+    }
+    end += blanks;
+    if body[end..].starts_with(b"\r\n") {
+        end += 2;
+    } else if end < body.len() {
+        // Another, longer boundary.
+        return Ok(None);
+    }
+    Ok(Some(Delimiter { start, end, last }))
 }
 
 /// How an entity is converted.
@@ -276,8 +402,14 @@ impl<'a> Header<'a> {
             encoding: None,
         };
         let mut at = 0;
-        while let Some((name, _)) = field_name(&octets[at..]) {
-            let field = at..at + field_len(&octets[at..]);
+        while at < limits::HEADER_BYTES_MAX {
+            // A field that fills the window is too long, and ends the loop.
+            let window = octets.len().min(at + limits::HEADER_BYTES_MAX);
+            let rest = &octets[at..window];
+            let Some((name, _)) = field_name(rest) else {
+                break;
+            };
+            let field = at..at + field_len(rest);
             let name = &octets[at..at + name];
             at = field.end;
             let place = if name.eq_ignore_ascii_case(b"content-type") {
@@ -292,6 +424,9 @@ impl<'a> Header<'a> {
             if place.replace(field).is_some() {
                 return Err(Unconvertible::Structure);
             }
+        }
+        if at >= limits::HEADER_BYTES_MAX {
+            return Err(Unconvertible::Structure);
         }
         header.end = at;
         let line_end = octets[at..].starts_with(b"\r\n");
@@ -330,7 +465,9 @@ impl<'a> Header<'a> {
             (b"multipart", b"signed" | b"encrypted") => Err(Unconvertible::Signed),
             (b"multipart", minor) => {
                 let digest = minor == b"digest";
-                let boundary = media.boundary.filter(|boundary| !boundary.is_empty());
+                // RFC 2046 5.1.1: a boundary is part of a line.
+                let good = |boundary: &Vec<u8>| !boundary.is_empty() && !boundary.contains(&b'\n');
+                let boundary = media.boundary.filter(good);
                 let boundary = boundary.ok_or(Unconvertible::Structure)?;
                 Ok(Kind::Multipart { boundary, digest })
             }
@@ -447,16 +584,27 @@ impl<'a> Words<'a> {
     }
 }
 
+/// [`convert`] with pauses that nobody uses.
+#[cfg(any(test, fuzzing))]
+fn convert_at_once(content: &[u8]) -> Result<Vec<u8>, Unconvertible> {
+    let work = std::pin::pin!(convert(content, &|| Box::pin(std::future::ready(()))));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match work.poll(&mut context) {
+        std::task::Poll::Ready(result) => result,
+        std::task::Poll::Pending => unreachable!("no pause was longer than nothing"),
+    }
+}
+
 /// Any octets: an error, or ASCII that needs no conversion and keeps the number of lines sane.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_seven_bit(octets: &[u8]) {
-    let Ok(converted) = convert(octets) else {
+    let Ok(converted) = convert_at_once(octets) else {
         assert!(!octets.is_ascii());
         return;
     };
     assert!(converted.is_ascii());
     assert!(!octets.is_ascii() || converted == octets);
-    assert_eq!(convert(&converted).as_ref(), Ok(&converted));
+    assert_eq!(convert_at_once(&converted).as_ref(), Ok(&converted));
     assert!(converted.len() <= octets.len() * 7 / 2 + 256 * limits::CONVERSION_PARTS_MAX);
 }
 

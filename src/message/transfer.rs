@@ -3,14 +3,24 @@
 /// Columns of a quoted-printable line: 75 octets and a soft line break.
 const COLUMNS: usize = 75;
 /// Octets of a line of base64: 76 characters.
-const BASE64_LINE: usize = 57;
+pub(super) const BASE64_LINE: usize = 57;
 
 /// Appends `octets` as quoted-printable (RFC 2045 6.7); CRLF stays a line end, a bare CR or LF is
 /// encoded.
 pub(super) fn quoted_printable(out: &mut Vec<u8>, octets: &[u8]) {
+    quoted_printable_part(out, octets, (0, 0), octets.len());
+}
+
+/// Goes on with `octets` where it left them before, at an offset and a column, up to `end` or just
+/// behind it. Returns where it leaves them now.
+pub(super) fn quoted_printable_part(
+    out: &mut Vec<u8>,
+    octets: &[u8],
+    (mut at, mut column): (usize, usize),
+    end: usize,
+) -> (usize, usize) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let (mut at, mut column) = (0, 0);
-    while at < octets.len() {
+    while at < end.min(octets.len()) {
         if octets[at..].starts_with(b"\r\n") {
             out.extend_from_slice(b"\r\n");
             (at, column) = (at + 2, 0);
@@ -36,12 +46,18 @@ pub(super) fn quoted_printable(out: &mut Vec<u8>, octets: &[u8]) {
         }
         (at, column) = (at + 1, column + width);
     }
+    (at, column)
 }
 
-/// About how many octets [`quoted_printable`] makes.
-pub(super) fn quoted_printable_len(octets: &[u8]) -> usize {
+/// How many of `octets` [`quoted_printable`] writes in three.
+pub(super) fn escaped(octets: &[u8]) -> usize {
     let escaped = |byte: &&u8| **byte > b'~' || **byte == b'=';
-    let long = octets.len() + 2 * octets.iter().filter(escaped).count();
+    octets.iter().filter(escaped).count()
+}
+
+/// About how many octets [`quoted_printable`] makes of `len`, so many of them [`escaped`].
+pub(super) fn quoted_printable_len(len: usize, escaped: usize) -> usize {
+    let long = len + 2 * escaped;
     // A soft line break per line of text is never far off, whatever its lines are like.
     long + long / COLUMNS * 3
 }
@@ -75,7 +91,7 @@ pub(super) fn base64_lines(out: &mut Vec<u8>, octets: &[u8]) {
     }
 }
 
-/// How many octets [`base64_lines`] makes.
-pub(super) fn base64_len(octets: &[u8]) -> usize {
-    octets.len().div_ceil(3) * 4 + octets.len().saturating_sub(1) / BASE64_LINE * 2
+/// How many octets [`base64_lines`] makes of `len`.
+pub(super) fn base64_len(len: usize) -> usize {
+    len.div_ceil(3) * 4 + len.saturating_sub(1) / BASE64_LINE * 2
 }

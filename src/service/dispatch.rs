@@ -26,7 +26,7 @@ use crate::routing::{Own, RouteTable};
 use crate::service::dates::Dates;
 use crate::service::delivery::{self, Link};
 use crate::service::hands::Hands;
-use crate::service::held::{FreshBudget, Held};
+use crate::service::held::{FreshBudget, Held, Turns};
 use crate::service::mesh::{Bounce, Failure, LendError, Mesh, ShardMessage, Target, Transfer};
 use crate::service::resolver::Resolver;
 use crate::service::signer::{SignError, SignService};
@@ -209,6 +209,8 @@ pub struct Dispatch<P: Port> {
     suspects: RefCell<VecDeque<Transfer>>,
     trying_suspects: Cell<bool>,
     suspect_changed: Signal,
+    /// One message at a time is made 7-bit.
+    conversions: Turns,
 }
 
 /// A message asked for from another shard.
@@ -261,6 +263,7 @@ impl<P: Port> Dispatch<P> {
             suspects: RefCell::default(),
             trying_suspects: Cell::new(false),
             suspect_changed: Signal::default(),
+            conversions: Turns::default(),
             port,
         });
         for (_, spool) in &dispatch.spools {
@@ -548,7 +551,7 @@ impl<P: Port> Dispatch<P> {
         };
         match held {
             Ok(held) => {
-                let form = match held.for_receiver(eight_bit_mime) {
+                let form = match held.for_receiver(eight_bit_mime, &self.conversions).await {
                     Ok(form) => form,
                     Err(reason) => {
                         let (status, text) = (reason.status(), reason.text());
@@ -557,7 +560,13 @@ impl<P: Port> Dispatch<P> {
                     }
                 };
                 if let Err(error) = self.signer.sign(&form).await {
-                    self.not_tried(entry, Cause::new(CauseKind::Local, unsigned(error)));
+                    match unsigned(error) {
+                        Ok(text) => self.not_tried(entry, Cause::new(CauseKind::Local, text)),
+                        Err(text) => {
+                            let status = EnhancedStatus::MEDIA;
+                            self.failed(entry, &held, recipients, status, &text);
+                        }
+                    }
                     return None;
                 }
                 Some(Work {
@@ -664,11 +673,14 @@ impl<P: Port> Dispatch<P> {
 /// How far the date that was written down may be behind.
 const DATES_PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a message cannot be signed now, for the operator.
-fn unsigned(error: SignError) -> &'static str {
+/// Why a message cannot be signed now, for the operator; or ever, for its sender.
+fn unsigned(error: SignError) -> Result<&'static str, String> {
     match error {
-        SignError::Busy => "4.3.1 too many messages wait for their DKIM signature",
-        SignError::Failed => "4.3.0 the DKIM private key operation failed",
-        SignError::NoKey => "4.7.0 no DKIM key for the From domain",
+        SignError::Busy => Ok("4.3.1 too many messages wait for their DKIM signature"),
+        SignError::Failed => Ok("4.3.0 the DKIM private key operation failed"),
+        SignError::NoKey => Ok("4.7.0 no DKIM key for the From domain"),
+        SignError::Form(reason) => Err(format!(
+            "the message cannot be DKIM-signed and must not go out unsigned: {reason}"
+        )),
     }
 }

@@ -6,15 +6,17 @@
 //! spool's map. Either way the bytes are never copied, and the memory that fresh messages hold is
 //! bounded per shard: beyond the bound an entry carries no message and delivery reads the spool.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use crate::engine::{Signal, yield_now};
 use crate::limits;
 use crate::message::seven_bit::{self, Unconvertible};
-use crate::message::{BodyType, Envelope, MessageId};
+use crate::message::{ArrivedBody, BodyType, Envelope, MessageId};
 use crate::time::Wall;
 
 /// A message in memory, for as long as a delivery needs it.
@@ -32,6 +34,9 @@ pub struct Held {
     pub signature: OnceLock<Bytes>,
     /// Whether any octet of the content is above 127.
     pub eight_bit: bool,
+    /// The hash of the body, if it was taken while the message arrived. A body that was converted,
+    /// or comes from the spool, has none.
+    pub body: Option<ArrivedBody>,
     seven_bit: OnceLock<Result<Arc<Self>, Unconvertible>>,
     charge: Option<Charge>,
 }
@@ -62,41 +67,54 @@ impl Held {
             received_at,
             signature,
             eight_bit,
+            body: None,
             seven_bit: OnceLock::new(),
             charge: None,
         }
     }
 
-    /// The message as a receiver with or without 8BITMIME takes it. A converted one has a signature
-    /// of its own, and an envelope with nothing but the sender; it lives as long as the message.
+    /// The message as a receiver with or without 8BITMIME takes it. It is converted in slices, one
+    /// message at a time by `turns`: connections that wait for the same one do it once. A converted
+    /// one has a signature of its own, and an envelope with nothing but the sender; it lives as
+    /// long as the message.
     ///
     /// # Errors
     /// The message has octets above 127 that must stay, and the receiver does not take them.
-    pub fn for_receiver(
+    pub async fn for_receiver(
         self: &Arc<Self>,
         eight_bit_mime: bool,
+        turns: &Turns,
     ) -> Result<Arc<Self>, Unconvertible> {
         if eight_bit_mime || !self.eight_bit {
             return Ok(Arc::clone(self));
         }
+        // Boxed, so that the connections of receivers with 8BITMIME do not carry the room for it.
+        Box::pin(self.convert(turns)).await
+    }
+
+    async fn convert(self: &Arc<Self>, turns: &Turns) -> Result<Arc<Self>, Unconvertible> {
+        let _turn = turns.take().await;
         if let Some(form) = self.seven_bit.get() {
             return form.clone();
         }
-        let form = seven_bit::convert(&self.content).map(|content| {
-            let envelope = Envelope {
-                sender: self.envelope.sender.clone(),
-                body: BodyType::SevenBit,
-                ..Envelope::default()
-            };
-            let content = Bytes::from(content);
-            Arc::new(Self::new(
-                self.id,
-                envelope,
-                content,
-                self.received_at,
-                false,
-            ))
-        });
+        let pause: &seven_bit::Pause<'_> = &|| Box::pin(yield_now());
+        let form = seven_bit::convert(&self.content, pause)
+            .await
+            .map(|content| {
+                let envelope = Envelope {
+                    sender: self.envelope.sender.clone(),
+                    body: BodyType::SevenBit,
+                    ..Envelope::default()
+                };
+                let content = Bytes::from(content);
+                Arc::new(Self::new(
+                    self.id,
+                    envelope,
+                    content,
+                    self.received_at,
+                    false,
+                ))
+            });
         // Another shard may have been first: both made the same, and its signature is there.
         drop(self.seven_bit.set(form.clone()));
         self.seven_bit.get().cloned().unwrap_or(form)
@@ -115,6 +133,38 @@ impl Held {
         self.charge = budget.charge(self.content.len());
         let room = self.charge.is_some();
         (Arc::new(self), room)
+    }
+}
+
+/// Lets one task at a time do something long.
+#[derive(Debug, Default)]
+pub struct Turns {
+    taken: Cell<bool>,
+    waiting: RefCell<Vec<Signal>>,
+}
+
+impl Turns {
+    /// Waits for a turn, which lasts until it is dropped.
+    async fn take(&self) -> Turn<'_> {
+        while self.taken.replace(true) {
+            let signal = Signal::default();
+            self.waiting.borrow_mut().push(signal.clone());
+            signal.raised().await;
+        }
+        Turn(self)
+    }
+}
+
+/// Somebody's turn.
+struct Turn<'t>(&'t Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.taken.set(false);
+        // All of them: one that has given up meanwhile would keep the others waiting for ever.
+        for signal in self.0.waiting.take() {
+            signal.raise();
+        }
     }
 }
 

@@ -209,6 +209,10 @@ pub struct Figures {
     pub signing: Report,
     /// Messages that went out again with a signature that was kept.
     pub signatures_reused: u64,
+    /// Messages signed with the hash of the body that was taken while they arrived.
+    pub hashed_on_arrival: u64,
+    /// Messages sent unsigned because of their form, although there was a key.
+    pub unsignable: u64,
 }
 
 /// One egress path at this moment.

@@ -2,11 +2,13 @@
 //!
 //! Role: give each message its signature fields once, before its first attempt; its 7-bit form, for
 //! receivers without 8BITMIME, is signed as a message of its own.
-//! Flow: `Held` -> key ring -> `dkim::prepare` (header and body hash) -> `dkim::Signer` -> `Held`.
+//! Flow: a message arrives -> `arrival` (body hash) -> `Held` -> key ring -> `dkim::prepare` (hash
+//! of the header, and of a body that has none) -> `dkim::Signer` -> `Held`.
 //! Shard: the home shard of the egress path; a message for several sites is signed by whoever comes
 //! first, and the others find the signature in the shared `Held`.
 //! Limits: `limits::DKIM_JOBS_MAX` messages wait; more are put off as if the spool were slow.
-//! Failure: a message that should be signed and cannot be is deferred, never sent unsigned.
+//! Failure: a message that should be signed and cannot be now is deferred, never sent unsigned. One
+//! that can never be, by its form, is treated as one without a key.
 //! Retries: the signature of a message that was put off is kept
 //! (`limits::SIGNATURES_KEPT_BYTES_MAX`); one that was pushed out, or lost with the process, is
 //! made again.
@@ -16,6 +18,7 @@
 //! follow each other closely: a batch of six costs as much as one of eight.
 //! Security: the only service that sees private keys, and only as `dkim` types without a `Debug`.
 
+mod arrival;
 mod kept;
 
 use std::cell::{Cell, RefCell};
@@ -30,16 +33,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::dkim::{
-    Choice, KeyRing, Report, SignOptions, Signed, Signer, SignerConfig, Ticket, Unsigned,
-    body_start, prepare,
+    Choice, KeyRing, PrepareError, Report, SignOptions, Signed, Signer, SignerConfig, Ticket,
+    Unsigned, body_start, prepare, signable,
 };
 use crate::engine::{Port, Signal, yield_now};
 use crate::limits;
-use crate::message::MessageId;
 use crate::message::header::{self, HeaderScan};
+use crate::message::{BodyHash, Envelope, MessageId, Watch};
 use crate::service::held::Held;
 use crate::time::Mono;
 
+use self::arrival::Arrival;
 use self::kept::Kept;
 
 /// Why a message has no signature.
@@ -51,6 +55,8 @@ pub enum SignError {
     Failed,
     /// No key for the From domain, and policy says that such mail is not sent.
     NoKey,
+    /// The message has no form to sign, and policy says that such mail is not sent.
+    Form(PrepareError),
 }
 
 /// One shard's signing service.
@@ -63,6 +69,10 @@ pub struct SignService<P: Port> {
     work: Signal,
     kept: RefCell<Kept>,
     reused: Cell<u64>,
+    /// Messages whose body had been hashed when they were signed.
+    hashed: Cell<u64>,
+    /// Messages that somebody should have signed, whose form is none to sign.
+    unsignable: Cell<u64>,
     /// When the last batch ended.
     last_batch: Cell<Mono>,
 }
@@ -85,6 +95,8 @@ impl<P: Port> SignService<P> {
             work: Signal::default(),
             kept: RefCell::new(Kept::new(limits::SIGNATURES_KEPT_BYTES_MAX)),
             reused: Cell::new(0),
+            hashed: Cell::new(0),
+            unsignable: Cell::new(0),
             last_batch: Cell::new(Mono(0)),
         }
     }
@@ -96,13 +108,26 @@ impl<P: Port> SignService<P> {
         self.kept.borrow_mut().clear();
     }
 
-    /// Whether a message may be submitted: not where its From domain has no key and policy says
-    /// that such mail is refused.
-    pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> bool {
-        let (ring, now) = (self.ring.borrow(), self.port.wall());
-        // Nobody has a rule for no domain: this asks for the policy alone.
-        !matches!(ring.choose(None, now), Choice::Reject)
-            || !matches!(ring.choose(from_domain(content, scan), now), Choice::Reject)
+    /// Whether a message may be submitted.
+    ///
+    /// # Errors
+    /// Policy says that unsigned mail is refused, and there is no key for its From domain, or it
+    /// cannot be signed by its form.
+    pub fn admits(&self, content: &[u8], scan: &HeaderScan) -> Result<(), SignError> {
+        let ring = self.ring.borrow();
+        if !ring.refuses_unsigned() {
+            return Ok(());
+        }
+        // Where the header ends with its empty line, the scan has seen each of its fields.
+        let whole = content.get(scan.end..scan.body) == Some(b"\r\n");
+        let plain = whole && self.options.fits(scan.fields as usize);
+        if !(plain && scan.from_domain.is_some()) {
+            signable(&content[..body_start(content)], &self.options).map_err(SignError::Form)?;
+        }
+        match ring.choose(from_domain(content, scan), self.port.wall()) {
+            Choice::Reject => Err(SignError::NoKey),
+            Choice::Sign(_) | Choice::Unsigned => Ok(()),
+        }
     }
 
     /// Keeps the signature of a message that was put off, for its next attempt.
@@ -118,6 +143,30 @@ impl<P: Port> SignService<P> {
     /// How many messages went out again with a signature that was kept.
     pub fn reused(&self) -> u64 {
         self.reused.get()
+    }
+
+    /// How many messages were signed with the hash of the body that was taken while they arrived.
+    pub fn hashed_on_arrival(&self) -> u64 {
+        self.hashed.get()
+    }
+
+    /// How many messages went out unsigned, although there was a key, because their form is none to
+    /// sign; one that was put off counts with every attempt.
+    pub fn unsignable(&self) -> u64 {
+        self.unsignable.get()
+    }
+
+    /// Somebody who hashes the body of a message with this envelope while it arrives; nobody where
+    /// it would not be signed.
+    pub fn watch(&self, envelope: &Envelope) -> Option<Box<dyn Watch>> {
+        let ring = self.ring.borrow();
+        // With no identity there is nobody whose signature could want the hash.
+        ring.identities().next()?;
+        let sender = envelope.sender.as_ref();
+        let sender = sender.map(|sender| sender.domain().as_str());
+        // Mail is mostly from the domain that its envelope names: then the header need not be read.
+        let asked = (!ring.may_sign(sender)).then(|| Arc::clone(&ring));
+        Some(Box::new(Arrival::new(self.options.body_hasher(), asked)))
     }
 
     /// What the signer has done so far.
@@ -139,7 +188,7 @@ impl<P: Port> SignService<P> {
                 self.reused.set(self.reused.get() + 1);
                 fields
             }
-            None => match self.job(held)? {
+            None => match self.job(held).await? {
                 Some(job) => Bytes::from(self.queue(job).await?),
                 None => Bytes::new(),
             },
@@ -150,7 +199,7 @@ impl<P: Port> SignService<P> {
     }
 
     /// The signatures that a message needs; none where nobody signs it.
-    fn job(&self, held: &Held) -> Result<Option<Vec<Unsigned>>, SignError> {
+    async fn job(&self, held: &Held) -> Result<Option<Vec<Unsigned>>, SignError> {
         let ring = Arc::clone(&self.ring.borrow());
         if ring.is_empty() {
             return Ok(None);
@@ -167,11 +216,63 @@ impl<P: Port> SignService<P> {
             Choice::Reject => return Err(SignError::NoKey),
         };
         let start = body_start(content);
-        let mut hasher = self.options.body_hasher();
-        hasher.update(content.get(start..).unwrap_or_default());
-        let body = hasher.finish();
-        // A message that cannot be signed by its form (no From field) goes out as it is.
-        Ok(prepare(&content[..start], &body, &identities, &self.options, now).ok())
+        let body = self.body_hash(held, start).await;
+        match prepare(&content[..start], &body, &identities, &self.options, now) {
+            Ok(job) => Ok(Some(job)),
+            // The submission refuses such mail: its conversion made it so, or it was stored under
+            // another policy. Our own notifications pass no submission.
+            Err(error) if ring.refuses_unsigned() && held.envelope.sender.is_some() => {
+                Err(SignError::Form(error))
+            }
+            Err(error) => {
+                self.sends_unsigned(held.id, error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Counts a message that goes out unsigned because of its form, and says so ever more rarely.
+    fn sends_unsigned(&self, id: MessageId, reason: PrepareError) {
+        let before = self.unsignable.get();
+        self.unsignable.set(before + 1);
+        if is_due(before, before + 1) {
+            tracing::warn!(
+                %id,
+                %reason,
+                so_far = before + 1,
+                "a message with a DKIM key for it goes out unsigned"
+            );
+        }
+    }
+
+    /// The hash of the body, which starts at `start`: as it was taken on arrival, if this is still
+    /// that body.
+    async fn body_hash(&self, held: &Held, start: usize) -> BodyHash {
+        let body = held.content.get(start..).unwrap_or_default();
+        match &held.body {
+            Some(arrived)
+                if arrived.len == body.len() && arrived.hash.canon == self.options.body_canon() =>
+            {
+                debug_assert_eq!(
+                    arrived.hash,
+                    BodyHash::of(arrived.hash.canon, body),
+                    "the body of {:?} has changed",
+                    held.id
+                );
+                self.hashed.set(self.hashed.get() + 1);
+                arrived.hash
+            }
+            _ => {
+                let mut hasher = self.options.body_hasher();
+                for (number, slice) in body.chunks(limits::MESSAGE_SLICE_BYTES).enumerate() {
+                    if number > 0 {
+                        yield_now().await;
+                    }
+                    hasher.update(slice);
+                }
+                hasher.finish()
+            }
+        }
     }
 
     async fn queue(&self, job: Vec<Unsigned>) -> Result<Vec<u8>, SignError> {
@@ -253,17 +354,21 @@ fn from_domain<'a>(content: &'a [u8], scan: &HeaderScan) -> Option<&'a str> {
     std::str::from_utf8(content.get(range)?).ok()
 }
 
+/// Whether what has been counted on is to be said again: ever more rarely.
+fn is_due(before: u64, now: u64) -> bool {
+    (before..now).any(|count| (count + 1).is_power_of_two())
+}
+
 /// Says what went wrong in a batch; a machine that goes on so says it ever more rarely.
 fn raise_alarms(before: Report, now: Report) {
-    let due = |before: u64, now: u64| (before..now).any(|count| (count + 1).is_power_of_two());
-    if due(before.lane_mismatches, now.lane_mismatches) {
+    if is_due(before.lane_mismatches, now.lane_mismatches) {
         tracing::error!(
             so_far = now.lane_mismatches,
             "an RSA signature came out wrong and was made again: this machine computes wrongly, \
              test its processor and memory"
         );
     }
-    if due(before.failures, now.failures) {
+    if is_due(before.failures, now.failures) {
         tracing::error!(
             so_far = now.failures,
             "a DKIM signature could not be made; its mail waits"

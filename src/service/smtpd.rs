@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 use crate::engine::{Class, Moving, NetError, Port, Signal, Stream};
 use crate::limits;
-use crate::message::MessageId;
+use crate::message::{Envelope, MessageId, Watch};
 use crate::service::balance::Balance;
 use crate::smtp::server::{Inbound, Refusal, Server, ServerConfig, ServerEvent};
 use crate::spool::Stored;
@@ -35,6 +35,9 @@ use crate::spool::Stored;
 pub trait Intake: 'static {
     /// The id that the next message of any session will get.
     fn next_id(&self) -> MessageId;
+
+    /// Somebody who watches the next message of this envelope arrive.
+    fn watch(&self, envelope: &Envelope) -> Option<Box<dyn Watch>>;
 
     /// Checks, stores and enqueues one message. Resolves only when the message is durable.
     fn accept(
@@ -410,7 +413,8 @@ impl<P: Port, I: Intake> Session<P, I> {
     ) -> Next {
         let now = self.port.wall();
         self.provide_id(server);
-        let (used, event) = server.input(&chunk, now, out);
+        let watchers = |envelope: &Envelope| self.intake.watch(envelope);
+        let (used, event) = server.input_watched(&chunk, now, &watchers, out);
         let Some(event) = event else {
             assert!(
                 used == chunk.len(),
@@ -436,7 +440,7 @@ impl<P: Port, I: Intake> Session<P, I> {
                 return Next::Continue;
             }
             self.provide_id(server);
-            let (used, next) = server.input(rest, self.port.wall(), out);
+            let (used, next) = server.input_watched(rest, self.port.wall(), &watchers, out);
             rest = &rest[used..];
             let Some(next) = next else {
                 return Next::Continue;

@@ -3,6 +3,7 @@
 //! What: octets of the peer go in, replies and [`ServerEvent`]s come out. At the end of a message
 //! the machine stops until the driver says `accepted`, with a message that is durable, or
 //! `refused`.
+//! Whoever wants to may watch a message arrive ([`Watchers`]).
 //! Why this way: replies depend on the octets alone, never on how they were split, so one segment
 //! with a whole session and one octet at a time give the same session.
 //! Cost: 1.7 us per 10 KiB message with BDAT, 2.0 us with DATA, trace field and envelope included
@@ -23,6 +24,7 @@
 
 mod parameters;
 mod replies;
+mod transaction;
 mod types;
 
 use std::net::IpAddr;
@@ -33,10 +35,11 @@ use self::replies::{
     ARGUMENTS, BAD_OCTET, BARE, BARE_LF, BLIND_CONTENT, BYE, CANNOT_VERIFY, CHUNK_SIZE,
     CHUNKS_BEGUN, GO_AHEAD, HELLO_FIRST, HELP, LOCAL_ERROR, LONG_LINE, LOOP, MAIL_FIRST, MAIL_OK,
     NEEDS_SMTPUTF8, NESTED_MAIL, NO_RECIPIENTS, NOT_HTTP, NOT_OFFERED, OK, OVERLOAD, PARAMETER,
-    PATH_SYNTAX, RCPT_OK, RELAY_DENIED, SENDER_SYNTAX, SHUTTING_DOWN, SPOOL_FULL, TIMEOUT, TOO_BIG,
+    PATH_SYNTAX, RCPT_OK, RELAY_DENIED, SENDER_SYNTAX, SHUTTING_DOWN, SPOOL_FULL, TIMEOUT,
     TOO_MANY_ERRORS, TOO_MANY_IDLE, TOO_MANY_RECIPIENTS, UNKNOWN, UNKNOWN_PARAMETER,
 };
-pub use self::types::{Inbound, Refusal, ServerConfig, ServerEvent};
+use self::transaction::{Transaction, Watcher};
+pub use self::types::{Inbound, Refusal, ServerConfig, ServerEvent, Watchers};
 use super::command::{self, Command, CommandError, Parameters};
 use super::data::{LineRule, Unstuffer};
 use crate::limits;
@@ -86,54 +89,6 @@ enum Phase {
     Answer,
     /// None: the session is over.
     Closed,
-}
-
-/// One mail transaction.
-#[derive(Debug)]
-struct Transaction {
-    envelope: Envelope,
-    /// SIZE of MAIL.
-    declared: u64,
-    /// The Received field and the content; empty until the content begins.
-    content: Vec<u8>,
-    /// Octets of the content without our field, also those not stored.
-    size: u64,
-    rule: LineRule,
-    unstuffer: Unstuffer,
-    /// Content has begun: with BDAT, no more RCPT and no DATA.
-    begun: bool,
-    too_big: bool,
-    /// An octet of the Received field is above 127.
-    eight_bit: bool,
-    received_at: Wall,
-    id: Option<MessageId>,
-}
-
-impl Transaction {
-    /// Takes a span of content. What can never be accepted is counted and not stored.
-    fn store(&mut self, span: &[u8], size_max: u64) {
-        self.size = self.size.saturating_add(span.len() as u64);
-        self.rule.feed(span);
-        if self.size > size_max {
-            self.too_big = true;
-        }
-        if self.too_big || self.rule.is_broken() {
-            self.content = Vec::new();
-        } else {
-            self.content.extend_from_slice(span);
-        }
-    }
-
-    /// Why the content so far cannot be accepted.
-    fn defect(&self) -> Option<&'static [u8]> {
-        if self.too_big {
-            Some(TOO_BIG)
-        } else if self.rule.is_broken() {
-            Some(BARE)
-        } else {
-            None
-        }
-    }
 }
 
 impl Server {
@@ -192,6 +147,19 @@ impl Server {
         now: Wall,
         out: &mut Vec<u8>,
     ) -> (usize, Option<ServerEvent>) {
+        self.input_watched(bytes, now, &|_| None, out)
+    }
+
+    /// As [`Self::input`]; whoever `watchers` gives a message sees its content grow, until it
+    /// cannot be accepted any more. They are asked once per message, with its envelope, when its
+    /// first octets have come.
+    pub fn input_watched(
+        &mut self,
+        bytes: &[u8],
+        now: Wall,
+        watchers: &Watchers<'_>,
+        out: &mut Vec<u8>,
+    ) -> (usize, Option<ServerEvent>) {
         let mut at = 0;
         loop {
             let rest = &bytes[at..];
@@ -201,8 +169,8 @@ impl Server {
                 _ if rest.is_empty() => return (at, None),
                 Phase::Command => self.line(rest, now, out),
                 Phase::LongLine => (self.long_line(rest, out), None),
-                Phase::Data => self.data(rest, out),
-                Phase::Chunk { left, last } => self.chunk(rest, left, last, out),
+                Phase::Data => self.data(rest, watchers, out),
+                Phase::Chunk { left, last } => self.chunk(rest, (left, last), watchers, out),
                 Phase::Discard { left, reply } => (self.discard(rest, left, reply, out), None),
             };
             at += used;
@@ -292,7 +260,11 @@ impl Server {
                 .map(recipient_octets)
                 .sum();
             let slots = transaction.envelope.recipients.capacity() * size_of::<Recipient>();
-            size_of::<Transaction>() + transaction.content.capacity() + slots + texts
+            let watcher = match &transaction.watcher {
+                Watcher::Somebody(watcher) => watcher.memory(),
+                Watcher::Unasked | Watcher::Nobody => 0,
+            };
+            size_of::<Transaction>() + transaction.content.capacity() + slots + texts + watcher
         });
         self.partial.capacity() + helo + transaction
     }
@@ -520,6 +492,7 @@ impl Server {
             eight_bit: false,
             received_at: Wall(0),
             id: None,
+            watcher: Watcher::Unasked,
         };
         let mut seen = 0;
         for parameter in parameters {
@@ -628,6 +601,7 @@ impl Server {
         {
             transaction.too_big = true;
             transaction.content = Vec::new();
+            transaction.watcher = Watcher::Nobody;
         }
         if size == 0 {
             return self.chunk_end(last, out);
@@ -678,13 +652,20 @@ impl Server {
     }
 
     /// Content with dot transparency, up to its end.
-    fn data(&mut self, rest: &[u8], out: &mut Vec<u8>) -> (usize, Option<ServerEvent>) {
+    fn data(
+        &mut self,
+        rest: &[u8],
+        watchers: &Watchers<'_>,
+        out: &mut Vec<u8>,
+    ) -> (usize, Option<ServerEvent>) {
         let size_max = self.config.size_max;
         let Some(transaction) = &mut self.transaction else {
             unreachable!("the phase Data has a transaction: begin_data saw one");
         };
         let mut unstuffer = transaction.unstuffer;
-        let (used, done) = unstuffer.feed(rest, |span| transaction.store(span, size_max));
+        let (used, done) = unstuffer.feed(rest, |span| {
+            transaction.store(span, size_max, watchers);
+        });
         transaction.unstuffer = unstuffer;
         if !done {
             return (used, None);
@@ -696,14 +677,14 @@ impl Server {
     fn chunk(
         &mut self,
         rest: &[u8],
-        left: u64,
-        last: bool,
+        (left, last): (u64, bool),
+        watchers: &Watchers<'_>,
         out: &mut Vec<u8>,
     ) -> (usize, Option<ServerEvent>) {
         let size_max = self.config.size_max;
         let span = &rest[..usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()))];
         if let Some(transaction) = &mut self.transaction {
-            transaction.store(span, size_max);
+            transaction.store(span, size_max, watchers);
         }
         let left = left - span.len() as u64;
         self.phase = Phase::Chunk { left, last };
@@ -743,10 +724,15 @@ impl Server {
         }
         self.phase = Phase::Answer;
         self.next_id = None;
+        let body = match transaction.watcher {
+            Watcher::Somebody(watcher) => watcher.finish(&transaction.content),
+            Watcher::Unasked | Watcher::Nobody => None,
+        };
         Some(ServerEvent::Message(Box::new(Inbound {
             envelope: transaction.envelope,
             content: Content::from(transaction.content),
             eight_bit: transaction.eight_bit || transaction.rule.is_eight_bit(),
+            body,
             peer: self.peer,
             received_at: transaction.received_at,
             id: transaction.id,

@@ -120,6 +120,27 @@ fn message(from: &str) -> Vec<u8> {
         .into_bytes()
 }
 
+/// What is refused where unsigned mail is, and that the session goes on after it.
+fn refuses(client: &mut Client, sent: &[u8]) {
+    // Nobody signs for this domain: the answer comes at once, and the session goes on.
+    let foreign = message("Sender <sender@other.test>");
+    assert_eq!(submit(client, &foreign), 550);
+    assert!(
+        client.reply.contains("5.7.1") && client.reply.contains("no DKIM key"),
+        "{}",
+        client.reply
+    );
+    // Nobody could sign this, whatever keys there are.
+    let nameless = String::from_utf8(sent.to_vec()).unwrap();
+    let nameless = nameless.replacen("From: ", "X-From: ", 1).into_bytes();
+    assert_eq!(submit(client, &nameless), 554);
+    assert!(
+        client.reply.contains("5.6.0") && client.reply.contains("no From field"),
+        "{}",
+        client.reply
+    );
+}
+
 // The whole way: two keys, their records proved, a message with two signatures that verify.
 #[test]
 fn a_message_is_signed_with_both_algorithms() {
@@ -162,14 +183,7 @@ fn a_message_is_signed_with_both_algorithms() {
         "{forged:?}"
     );
 
-    // Nobody signs for this domain: the answer comes at once, and the session goes on.
-    let foreign = message("Sender <sender@other.test>");
-    assert_eq!(submit(&mut client, &foreign), 550);
-    assert!(
-        client.reply.contains("5.7.1") && client.reply.contains("no DKIM key"),
-        "{}",
-        client.reply
-    );
+    refuses(&mut client, &sent);
     assert_eq!(submit(&mut client, &sent), 250, "{}", client.reply);
     sink.next();
 
@@ -190,7 +204,8 @@ fn a_message_is_signed_with_both_algorithms() {
         (counter("dkim_mismatches"), counter("dkim_failures")),
         (0, 0)
     );
-    assert_eq!(counter("messages_refused"), 1);
+    assert_eq!(counter("dkim_hashed_on_arrival"), 2);
+    assert_eq!(counter("messages_refused"), 2);
     assert_eq!(daemon.stop(), Some(0));
     assert!(sink.drain().is_empty());
 }

@@ -9,10 +9,9 @@ use crate::cli::keygen;
 use crate::config;
 use crate::control;
 use crate::dkim::record::{record_text, zone_line};
-use crate::dkim::{Choice, Identity, KeyRing, PublicRecord};
+use crate::dkim::{Identity, KeyRing, PublicRecord};
 use crate::routing::{DnsFailure, DnsResult};
 use crate::settings;
-use crate::time::Wall;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -61,10 +60,8 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
 
 /// Who signs mail from `domain`, and who else signs as `domain`; each record once.
 fn concerned(ring: &KeyRing, domain: &str) -> Vec<Arc<Identity>> {
-    let mut found = match ring.choose(Some(domain), Wall(0)) {
-        Choice::Sign(identities) => identities,
-        Choice::Unsigned | Choice::Reject => Vec::new(),
-    };
+    // A key that signs later, or no more, has a record all the same.
+    let mut found = ring.signers(domain);
     let own = ring.identities().filter(|one| one.domain() == domain);
     found.extend(own.cloned());
     found.sort_by_key(|one| (one.domain() != domain, one.record_name()));

@@ -7,10 +7,11 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 
 use super::{PrepareError, SignOptions, Unsigned, body_start, prepare, signed_fields};
 use crate::dkim::base64;
-use crate::dkim::canon::{self, BodyHash, Canon};
+use crate::dkim::canon;
 use crate::dkim::key::PrivateKey;
 use crate::dkim::record::{KeyKind, keygen};
 use crate::dkim::ring::Identity;
+use crate::dkim::{BodyHash, Canon};
 use crate::limits;
 use crate::time::Wall;
 

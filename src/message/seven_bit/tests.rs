@@ -1,8 +1,14 @@
 //! Tests of the conversion; mail-parser reads what it made.
 
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
 use mail_parser::{MessageParser, PartType};
 
-use super::{Unconvertible, convert, fuzz_seven_bit};
+use super::convert_at_once as convert;
+use super::{SLICE, Unconvertible, fuzz_seven_bit};
 use crate::limits;
 use crate::message::testing::Random;
 
@@ -249,4 +255,98 @@ fn random_leaves_survive() {
             .any(|line| line.len() > 78);
         assert!(!long, "round {round}");
     }
+}
+
+/// Converts with pauses that each take a turn. Returns how many there were as well.
+fn convert_in_turns(content: &[u8]) -> (Result<Vec<u8>, Unconvertible>, usize) {
+    let pauses = Cell::new(0);
+    let pause = || -> Pin<Box<dyn Future<Output = ()>>> {
+        pauses.set(pauses.get() + 1);
+        let mut yielded = false;
+        Box::pin(poll_fn(move |_| {
+            if std::mem::replace(&mut yielded, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        }))
+    };
+    let mut work = pin!(super::convert(content, &pause));
+    let mut context = Context::from_waker(Waker::noop());
+    for turns in 0.. {
+        if let Poll::Ready(result) = work.as_mut().poll(&mut context) {
+            assert_eq!(turns, pauses.get());
+            return (result, turns);
+        }
+    }
+    unreachable!("counting has no end")
+}
+
+// A long message is converted in slices, to what it would be in one piece: texts of one line and of
+// many, characters and boundaries across the borders of slices.
+#[test]
+fn a_long_message_is_converted_in_slices() {
+    let part = |kind: &str, body: String| format!("--b\r\nContent-Type: {kind}\r\n\r\n{body}\r\n");
+    let head = "From: a@b.test\r\nMIME-Version: 1.0\r\n";
+    let mixed = |shift: usize| {
+        let parts = [
+            "x".repeat(shift),
+            "\r\n".to_owned(),
+            part("text/plain; charset=utf-8", "gr\u{fc}n ".repeat(SLICE / 3)),
+            part(
+                "text/plain",
+                "plain ASCII of some length\r\n".repeat(SLICE / 9),
+            ),
+            part("application/x", "\u{436}\r\n".repeat(SLICE)),
+        ];
+        let body = parts.concat();
+        format!("{head}Content-Type: multipart/mixed; boundary=b\r\n\r\n{body}--b--\r\n")
+    };
+    // The first delimiter at every place around the border of a slice.
+    for shift in (SLICE - 8..SLICE + 3).chain([0, 2 * SLICE]) {
+        let message = mixed(shift);
+        let (converted, pauses) = convert_in_turns(message.as_bytes());
+        let converted = converted.unwrap();
+        assert!(pauses >= 2 * message.len() / SLICE, "{pauses} pauses");
+        assert_eq!(leaves(&converted), leaves(message.as_bytes()), "{shift}");
+        assert_eq!(convert(message.as_bytes()).unwrap(), converted);
+    }
+    // Without a label: its characters are looked at, in slices that cut them.
+    for shift in 0..4 {
+        let text = format!("{}{}", "x".repeat(shift), "\u{1f600}".repeat(SLICE));
+        let converted = convert_in_turns(format!("{head}\r\n{text}").as_bytes()).0;
+        let converted = String::from_utf8(converted.unwrap()).unwrap();
+        assert!(converted.contains("charset=utf-8"));
+        let broken = [format!("{head}\r\n{text}").as_bytes(), b"\xf0\x9f"].concat();
+        let converted = String::from_utf8(convert(&broken).unwrap()).unwrap();
+        assert!(converted.contains("charset=unknown-8bit"));
+    }
+}
+
+// What would have to be read at one go has a bound: the header of a part, a delimiter line.
+#[test]
+fn what_cannot_be_sliced_is_bounded() {
+    let head = "MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n";
+    let wide = |blanks: usize| {
+        let blanks = " ".repeat(blanks);
+        format!("{head}--b{blanks}\r\n\r\n\u{fc}\r\n--b--\r\n")
+    };
+    assert!(convert(wide(SLICE - 1).as_bytes()).is_ok());
+    let wide = convert(wide(SLICE).as_bytes());
+    assert_eq!(wide, Err(Unconvertible::Structure));
+    for field in [
+        "A: b\r\n".to_owned(),
+        format!("A: {}\r\n", "b".repeat(1000)),
+    ] {
+        let long = |count| format!("{}\r\n\u{fc}\r\n", field.repeat(count));
+        let most = (limits::HEADER_BYTES_MAX - 1) / field.len();
+        assert!(convert(long(most).as_bytes()).is_ok());
+        let long = convert(long(most + 2).as_bytes());
+        assert_eq!(long, Err(Unconvertible::Structure));
+    }
+    let endless = format!(
+        "A: {}\r\n\r\n\u{fc}\r\n",
+        "b".repeat(limits::HEADER_BYTES_MAX)
+    );
+    assert_eq!(convert(endless.as_bytes()), Err(Unconvertible::Structure));
 }

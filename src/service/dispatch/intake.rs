@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Port;
-use crate::message::{Content, Domain, EnhancedStatus, Envelope, MessageId, header};
+use crate::message::{
+    ArrivedBody, Content, Domain, EnhancedStatus, Envelope, MessageId, Watch, header,
+};
 use crate::queue::Recipients;
 use crate::service::dispatch::{Dispatch, Load, Pool};
 use crate::service::held::Held;
 use crate::service::mesh::ShardMessage;
+use crate::service::signer::SignError;
 use crate::service::smtpd::{Intake, MovingSession};
 use crate::service::spooler::Loaded;
 use crate::smtp::reply::Reply;
@@ -142,11 +145,13 @@ impl<P: Port> Dispatch<P> {
         content: Content,
         received_at: Wall,
         may_be_eight_bit: bool,
+        body: Option<ArrivedBody>,
     ) {
         // Few messages are, and a field that is taken out may have held the only such octet.
         let content = content.bytes();
         let eight_bit = may_be_eight_bit && !content.is_ascii();
-        let held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
+        let mut held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
+        held.body = body;
         let (held, shared) = held.fresh(&self.fresh);
         self.dispatch(&held, shared, None);
     }
@@ -159,15 +164,9 @@ impl<P: Port> Dispatch<P> {
             let reply = Reply::new(error.code(), Some(error.status()), &error.to_string());
             Refusal::Policy(reply)
         })?;
-        if !self
-            .signer
+        self.signer
             .admits(checked.content.as_slice(), &checked.scan)
-        {
-            let text =
-                "no DKIM key for the domain of the From field; mail is not sent unsigned here";
-            let reply = Reply::new(550, Some(EnhancedStatus::NOT_AUTHORIZED), text);
-            return Err(Refusal::Policy(reply));
-        }
+            .map_err(|error| Refusal::Policy(unsigned(error)))?;
         // The name that PowerMTA users give may be a pool here or a single source.
         if let Some(name) = &envelope.pool
             && self.pool(name).is_none()
@@ -205,6 +204,19 @@ impl<P: Port> Dispatch<P> {
     }
 }
 
+/// Why mail that would go out unsigned is not taken.
+fn unsigned(error: SignError) -> Reply {
+    let (code, status, reason) = match error {
+        SignError::Form(reason) => (554, EnhancedStatus::MEDIA, reason.to_string()),
+        _ => {
+            let reason = "no DKIM key for the domain of the From field".to_owned();
+            (550, EnhancedStatus::NOT_AUTHORIZED, reason)
+        }
+    };
+    let text = format!("{reason}; mail is not sent unsigned here");
+    Reply::new(code, Some(status), &text)
+}
+
 impl<P: Port> Intake for Dispatch<P> {
     fn next_id(&self) -> MessageId {
         self.own_spool().next_id()
@@ -219,12 +231,17 @@ impl<P: Port> Intake for Dispatch<P> {
         }
     }
 
+    fn watch(&self, envelope: &Envelope) -> Option<Box<dyn Watch>> {
+        self.signer.watch(envelope)
+    }
+
     async fn accept(&self, id: MessageId, inbound: Box<Inbound>) -> Result<Stored, Refusal> {
         let Inbound {
             mut envelope,
             content,
             received_at,
             eight_bit,
+            body,
             ..
         } = *inbound;
         let checked = self.check(&mut envelope, content);
@@ -251,7 +268,7 @@ impl<P: Port> Intake for Dispatch<P> {
                     counters.accepted_recipients += recipients;
                     counters.accepted_bytes += octets;
                 });
-                self.stored(&stored, envelope, content, received_at, eight_bit);
+                self.stored(&stored, envelope, content, received_at, eight_bit, body);
                 Ok(stored)
             }
             Err(refusal) => {

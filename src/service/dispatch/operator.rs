@@ -29,6 +29,8 @@ impl<P: Port> Dispatch<P> {
             counters: self.counters.get(),
             signing: self.signer.report(),
             signatures_reused: self.signer.reused(),
+            hashed_on_arrival: self.signer.hashed_on_arrival(),
+            unsignable: self.signer.unsignable(),
             ..Figures::default()
         };
         for path in self.brain.borrow().paths() {

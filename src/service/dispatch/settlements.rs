@@ -173,7 +173,7 @@ impl<P: Port> Dispatch<P> {
             match self.own_spool().append(id, &envelope, &content, now).await {
                 Ok(stored) => {
                     self.count(|counters| counters.notifications += 1);
-                    self.stored(&stored, envelope, content, now, true);
+                    self.stored(&stored, envelope, content, now, true, None);
                     return;
                 }
                 Err(error) => {

@@ -176,7 +176,7 @@ impl<P: Port> Dispatch<P> {
         if let Err(error) = spool.discard(id).await {
             tracing::error!(%id, %error, "released, but not removed from quarantine");
         }
-        self.stored(&stored, envelope, content, now, true);
+        self.stored(&stored, envelope, content, now, true, None);
         tracing::warn!(%id, %new, "released from quarantine");
         Ok(new)
     }

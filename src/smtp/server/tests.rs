@@ -1,9 +1,10 @@
 //! Sessions of the server: each is a script of octets, run at every split.
 
 use std::net::Ipv4Addr;
+use std::sync::Mutex;
 
 use super::*;
-use crate::message::EnhancedStatus;
+use crate::message::{ArrivedBody, BodyHash, Canon, EnhancedStatus, Watch};
 use crate::smtp::reply::Reply;
 
 const ID: u64 = 0x0010_0000_0000_002a;
@@ -730,6 +731,119 @@ fn an_idle_session_is_small() {
         server.input(&[octet], NOW, &mut out);
     }
     assert_eq!(server.memory(), "client.example".len());
+}
+
+/// What a watcher has seen: the content at each call, and the complete one.
+#[derive(Debug, Default)]
+struct Seen {
+    growing: Vec<Vec<u8>>,
+    complete: Vec<Vec<u8>>,
+    alive: bool,
+}
+
+/// Watches for so many calls.
+#[derive(Debug)]
+struct Witness(Arc<Mutex<Seen>>, usize);
+
+impl Watch for Witness {
+    fn more(&mut self, content: &[u8]) -> bool {
+        self.0.lock().unwrap().growing.push(content.to_vec());
+        self.1 -= 1;
+        self.1 > 0
+    }
+
+    fn finish(self: Box<Self>, content: &[u8]) -> Option<ArrivedBody> {
+        self.0.lock().unwrap().complete.push(content.to_vec());
+        let hash = BodyHash {
+            canon: Canon::Relaxed,
+            digest: [7; 32],
+        };
+        let len = content.len();
+        Some(ArrivedBody { hash, len })
+    }
+
+    fn memory(&self) -> usize {
+        100_000
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().alive = false;
+    }
+}
+
+/// Runs a session in steps of `step` octets whose messages are watched for `calls` calls each.
+/// Returns what was seen, and the messages.
+fn watched(script: &str, step: usize, calls: usize, config: ServerConfig) -> (Seen, Vec<Inbound>) {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let watchers = |envelope: &Envelope| -> Option<Box<dyn Watch>> {
+        assert_eq!(envelope.recipients.len(), 1);
+        seen.lock().unwrap().alive = true;
+        Some(Box::new(Witness(Arc::clone(&seen), calls)))
+    };
+    let mut server = Server::new(Arc::new(config), peer(), true);
+    let (mut out, mut messages) = (Vec::new(), Vec::new());
+    for mut piece in script.as_bytes().chunks(step) {
+        while !piece.is_empty() {
+            let (used, event) = server.input_watched(piece, NOW, &watchers, &mut out);
+            piece = &piece[used..];
+            let alive = seen.lock().unwrap().alive;
+            assert_eq!(server.memory() >= 100_000, alive);
+            if let Some(ServerEvent::Message(inbound)) = event {
+                messages.push(*inbound);
+                server.accepted(MessageId(ID), &mut out);
+            }
+        }
+    }
+    drop(server);
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    (seen, messages)
+}
+
+// A watcher sees all of a content and nothing else, however it comes; what it found goes with the
+// message; one that has seen enough is let go.
+#[test]
+fn a_message_is_watched_while_it_arrives() {
+    let data = format!("{HELLO}{ENVELOPE}DATA\r\nA: b\r\n\r\n..x\r\n.\r\n");
+    let bdat = format!("{HELLO}{ENVELOPE}BDAT 7\r\nA: b\r\n\rBDAT 5 LAST\r\n\n.x\r\n");
+    for (script, step) in [&data, &bdat].iter().zip([1, 2, 7, 1000]) {
+        let (seen, messages) = watched(script, step, usize::MAX, config());
+        let [message] = &messages[..] else {
+            panic!("one message, not {}", messages.len())
+        };
+        let content = message.content.as_slice();
+        assert!(content.ends_with(b"\r\nA: b\r\n\r\n.x\r\n"));
+        assert_eq!(seen.complete, [content]);
+        assert!(seen.growing.iter().all(|part| content.starts_with(part)));
+        assert_eq!(seen.growing.last().unwrap(), content);
+        assert_eq!(message.body.unwrap().len, content.len());
+        assert!(!seen.alive);
+    }
+    let (seen, messages) = watched(&data, 1, 2, config());
+    assert_eq!((seen.growing.len(), seen.complete.len()), (2, 0));
+    assert_eq!(messages[0].body, None);
+}
+
+// What cannot be accepted is not watched on.
+#[test]
+fn a_refused_message_is_not_watched() {
+    let small = || ServerConfig {
+        size_max: 100,
+        ..config()
+    };
+    let long = "0123456789\r\n".repeat(50);
+    for (script, config) in [
+        ("DATA\r\nbare\nLF\r\n.\r\n".to_owned(), config()),
+        (format!("DATA\r\n{long}.\r\n"), small()),
+        (format!("BDAT 3\r\nabcBDAT 600 LAST\r\n{long}"), small()),
+        ("BDAT 3\r\nabcRSET\r\n".to_owned(), small()),
+    ] {
+        let (seen, messages) = watched(&format!("{HELLO}{ENVELOPE}{script}"), 1, 9999, config);
+        assert!(messages.is_empty());
+        assert_eq!((seen.complete.len(), seen.alive), (0, false));
+        assert!(!seen.growing.is_empty());
+    }
 }
 
 /// Any octets of the protocol's alphabet, any split: no panic, and the split does not matter.

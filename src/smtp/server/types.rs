@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::message::{Content, Envelope, MessageId};
+use crate::message::{ArrivedBody, Content, Envelope, MessageId, Watch};
 use crate::smtp::reply::Reply;
 use crate::time::Wall;
 
@@ -52,6 +52,9 @@ impl ServerConfig {
     }
 }
 
+/// Gives a message that begins to arrive somebody who watches it, or nobody.
+pub type Watchers<'a> = dyn Fn(&Envelope) -> Option<Box<dyn Watch>> + 'a;
+
 /// What the driver must act on before it gives more input.
 #[derive(Debug)]
 pub enum ServerEvent {
@@ -70,6 +73,8 @@ pub struct Inbound {
     pub content: Content,
     /// Whether any octet of that is above 127.
     pub eight_bit: bool,
+    /// What its watcher learnt of the body, if it had one.
+    pub body: Option<ArrivedBody>,
     /// Where it came from.
     pub peer: IpAddr,
     /// When its content began to arrive.
