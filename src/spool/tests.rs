@@ -436,6 +436,16 @@ impl World {
 
     /// The power goes: writes in flight leave any of their sectors, files being made may exist.
     fn crash(&mut self) {
+        self.power_goes();
+        self.restart();
+        assert!(
+            !self.last_report.is_damaged(),
+            "a crash is no damage: {:?}",
+            self.last_report
+        );
+    }
+
+    fn power_goes(&mut self) {
         for action in std::mem::take(&mut self.in_flight) {
             match action {
                 Action::Write {
@@ -465,12 +475,6 @@ impl World {
             }
         }
         self.tokens.clear();
-        self.restart();
-        assert!(
-            !self.last_report.is_damaged(),
-            "a crash is no damage: {:?}",
-            self.last_report
-        );
     }
 
     fn restart(&mut self) {

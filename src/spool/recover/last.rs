@@ -41,9 +41,9 @@ impl Recovery {
                 group: None,
             }));
         }
-        for (log, number, range, sequence) in std::mem::take(&mut self.tail) {
+        for (log, number, range, sequence, doubted) in std::mem::take(&mut self.tail) {
             let proven = if log == Log::State { state } else { mail };
-            if sequence >= proven {
+            if sequence >= proven || doubted {
                 out.push(Rewrite {
                     log,
                     segment: number,

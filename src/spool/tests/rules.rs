@@ -374,8 +374,12 @@ fn what_is_taken_in_late_is_what_waits() {
             world.step();
         }
         world.quiesce();
-        // What the next start reports is not judged: see `late`.
         world.crash_only();
+        assert!(
+            !world.last_report.is_damaged(),
+            "seed {seed}: a crash is no damage: {:?}",
+            world.last_report
+        );
         world.check();
     }
     assert!(
