@@ -406,8 +406,10 @@ impl Spool {
         late.replay.sort();
     }
 
-    /// A record that is not whole, of a group that was never known to be: it was not acknowledged.
-    fn give_up(&mut self, place: Place, sequence: u64) {
+    /// A record that is not whole, of a group that was never known to be: it was not acknowledged,
+    /// unless it is a copy. So while another record of the message may be where nothing could be
+    /// read, the message is not buried.
+    pub(super) fn give_up(&mut self, place: Place, sequence: u64) {
         let Some(slot) = self.slot(place).copied() else {
             return;
         };
@@ -415,19 +417,29 @@ impl Spool {
             SlotState::Moved => {
                 self.mail.at(place.segment).slots[place.slot as usize].state = SlotState::Torn;
             }
-            SlotState::Live => {
+            SlotState::Live if self.mail.count(|segment| segment.unread) > 0 => {
                 self.progress.remove(&sequence);
                 self.forget(sequence);
                 self.mail
                     .at(place.segment)
-                    .retire(place.slot, SlotState::Dead);
-                self.chores.push_back(StateRecord::Dead {
-                    first: sequence,
-                    count: 1,
-                });
+                    .retire(place.slot, SlotState::Unsure);
             }
-            SlotState::Dead | SlotState::Torn => {}
+            SlotState::Live => self.bury(place, sequence),
+            SlotState::Dead | SlotState::Torn | SlotState::Unsure => {}
         }
+    }
+
+    /// A waiting message ends without a settlement.
+    fn bury(&mut self, place: Place, sequence: u64) {
+        self.progress.remove(&sequence);
+        self.forget(sequence);
+        self.mail
+            .at(place.segment)
+            .retire(place.slot, SlotState::Dead);
+        self.chores.push_back(StateRecord::Dead {
+            first: sequence,
+            count: 1,
+        });
     }
 
     fn adopt_state(
@@ -523,7 +535,7 @@ impl Spool {
             }
         }
         for (place, sequence) in ended {
-            self.give_up(place, sequence);
+            self.bury(place, sequence);
         }
     }
 }

@@ -504,6 +504,15 @@ impl Spool {
                         None => dead.push(slot.sequence),
                     }
                 }
+                SlotState::Unsure => {
+                    let current = self.place(slot.sequence).and_then(|place| self.slot(place));
+                    match current.copied() {
+                        Some(current) => self.write_down_live(&current),
+                        // All is read, and there was none.
+                        None if self.late.is_none() => dead.push(slot.sequence),
+                        None => {}
+                    }
+                }
             }
         }
         self.write_down_dead(dead);

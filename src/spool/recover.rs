@@ -495,9 +495,19 @@ impl Recovery {
         self.spool.mail.group_sequence += GROUPS_SKIPPED;
         self.spool.state.group_sequence += GROUPS_SKIPPED;
         // What became of messages that are in the index is there.
-        let slots = self.spool.mail.iter().flat_map(|(_, s)| &s.slots);
-        let known = slots.filter(|s| matches!(s.state, SlotState::Live | SlotState::Dead));
-        let known: HashSet<u64> = known.map(|slot| slot.sequence).collect();
+        // A record in a segment that was not all read may yet turn out not to be whole.
+        let known: HashSet<u64> = self
+            .spool
+            .mail
+            .iter()
+            .flat_map(|(_, s)| s.slots.iter().map(|slot| (slot, s.unread)))
+            .filter(|(slot, unread)| match slot.state {
+                SlotState::Live => !unread,
+                SlotState::Dead => true,
+                SlotState::Moved | SlotState::Torn | SlotState::Unsure => false,
+            })
+            .map(|(slot, _)| slot.sequence)
+            .collect();
         let mut replay = std::mem::take(&mut self.replay);
         replay.settled.retain(|record| !known.contains(&record.0));
         replay.sort();

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::message::MessageId;
-use crate::spool::format::{Log, MessageRecord, SEGMENT_HEADER_BYTES, StateRecord, checksum};
+use crate::spool::format::{Log, MessageRecord, SEGMENT_HEADER_BYTES, checksum};
 use crate::spool::index::{Place, Slot, SlotState};
 
 use super::{Check, Damage, Recovery, location};
@@ -150,16 +150,7 @@ impl Recovery {
         } else {
             Damage::Torn(id)
         });
-        self.spool.progress.remove(&slot.sequence);
-        self.spool.forget(slot.sequence);
-        self.spool
-            .mail
-            .at(check.segment)
-            .retire(check.place.slot, SlotState::Dead);
-        self.spool.chores.push_back(StateRecord::Dead {
-            first: slot.sequence,
-            count: 1,
-        });
+        self.spool.give_up(check.place, slot.sequence);
     }
 
     /// Another record of a message.
