@@ -504,6 +504,17 @@ impl Spool {
                 }
             }
         });
+        self.replay_late(&settled);
+        let new_dead = late.replay.dead.len() > before;
+        late.replay.settled.extend(settled);
+        late.replay.sort();
+        if new_dead {
+            self.end_all(&late.replay, late.limit);
+        }
+    }
+
+    /// Applies settlements to the messages that are known already.
+    fn replay_late(&mut self, settled: &[(u64, u32, u32, SettlementKind)]) {
         for (sequence, first, count, kind) in settled.iter().copied() {
             let Some(place) = self.place(sequence) else {
                 continue;
@@ -514,12 +525,6 @@ impl Spool {
             for recipient in first..end {
                 self.replay(sequence, recipient, kind);
             }
-        }
-        let new_dead = late.replay.dead.len() > before;
-        late.replay.settled.extend(settled);
-        late.replay.sort();
-        if new_dead {
-            self.end_all(&late.replay, late.limit);
         }
     }
 

@@ -341,19 +341,22 @@ impl Recovery {
                     first,
                     end,
                     segment,
-                } => {
-                    let mail = &mut self.spool.mail;
-                    mail.group_sequence = mail.group_sequence.max(end);
-                    self.doubts.push(Doubt {
-                        segment,
-                        first,
-                        end,
-                        noted: true,
-                    });
-                }
+                } => self.doubt(segment, first, end),
                 StateRecord::Clean => {}
             }
         }
+    }
+
+    /// An earlier life could not read a segment, and so not judge these groups there.
+    fn doubt(&mut self, segment: u32, first: u64, end: u64) {
+        let mail = &mut self.spool.mail;
+        mail.group_sequence = mail.group_sequence.max(end);
+        self.doubts.push(Doubt {
+            segment,
+            first,
+            end,
+            noted: true,
+        });
     }
 
     fn is_doubted(&self, segment: u32, group: u64) -> bool {
