@@ -107,9 +107,9 @@
 //! 9. What recovery cannot read is neither recycled nor taken for damaged. It is looked at again
 //!    while the node runs, and taken in when all of its segment can be read; what was settled is
 //!    remembered until then. A segment whose header cannot be read waits as a whole: its groups may
-//!    be of an earlier life. Its last groups may be torn, which the groups of this life cannot know:
-//!    a note says so ([`format::StateRecord::Doubt`]), is in the way of `proven` until it is durable,
-//!    and has whoever can read those groups treat them as last writes.
+//!    be of an earlier life. Its last groups may be torn, which the groups of this life cannot
+//!    know: a note says so ([`format::StateRecord::Doubt`]), is in the way of `proven` until it is
+//!    durable, and has whoever can read those groups treat them as last writes.
 //! 10. A message above a quarter of a segment gets a file of its own: contents first, and the head,
 //!     which makes it exist, when they are durable.
 //!

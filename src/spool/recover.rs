@@ -154,8 +154,8 @@ pub struct Recovery {
     /// Groups that lie in unread segments, as rosters say.
     mentioned: BTreeSet<Void>,
     unproven: Vec<Unproven>,
-    /// Whole groups that nothing vouches for: log, segment, where, sequence, and whether it does not
-    /// matter what later groups say.
+    /// Whole groups that nothing vouches for: log, segment, where, sequence, and whether it does
+    /// not matter what later groups say.
     tail: Vec<(Log, u32, Range<usize>, u64, bool)>,
     /// Segments with a group: their headers are durable, since groups follow headers.
     filled: BTreeSet<(Log, u32)>,
