@@ -21,3 +21,4 @@ mod samples;
 mod shortage;
 mod sizes;
 mod spool;
+mod under_load;
