@@ -17,6 +17,7 @@ mod life;
 mod poison;
 mod power_cut;
 mod promises;
+mod restart;
 mod samples;
 mod shortage;
 mod sizes;
