@@ -108,6 +108,10 @@ impl<P: Port> Shard<P> {
     /// A spool or a listener cannot be opened.
     pub async fn boot(port: P, plan: Plan) -> Result<Self, BootError> {
         let (mut spools, mut cursors, mut queued) = (Vec::new(), Vec::new(), 0);
+        // Before anything waits: the clock may jump during a recovery, as it does where its first
+        // synchronization comes after the start.
+        let mut dates = plan.hands.dates();
+        dates.observe(port.now(), port.wall());
         for number in &plan.spools {
             let config = settings::spooler(&plan.snapshot, *number);
             let (spooler, found) = Spooler::open(port.clone(), config)
@@ -150,6 +154,7 @@ impl<P: Port> Shard<P> {
                 signer: Rc::clone(&signer),
                 queue,
                 hands: Rc::clone(&plan.hands),
+                dates,
             },
         );
         let board = Arc::clone(&plan.board);

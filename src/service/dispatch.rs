@@ -176,6 +176,8 @@ pub struct Parts<P: Port> {
     pub queue: Queue<Option<Arc<Held>>>,
     /// What is in hand, and was when the process crashed.
     pub hands: Rc<Hands>,
+    /// What is known of the clock, which was read when this life began: a recovery takes its time.
+    pub dates: Dates,
 }
 
 /// One shard's dispatcher.
@@ -234,6 +236,7 @@ impl<P: Port> Dispatch<P> {
             signer,
             queue,
             hands,
+            dates,
         } = parts;
         assert!(!spools.is_empty(), "a shard without a spool");
         assert!(!settings.sources.is_empty(), "a node without a source");
@@ -258,7 +261,7 @@ impl<P: Port> Dispatch<P> {
             fresh: Arc::default(),
             counters: Cell::default(),
             stopping: Cell::new(false),
-            dates: RefCell::new(hands.dates()),
+            dates: RefCell::new(dates),
             hands,
             suspects: RefCell::default(),
             trying_suspects: Cell::new(false),

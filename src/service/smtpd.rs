@@ -6,7 +6,8 @@
 //! (`balance`): what its connection has in hand then is the machine's state and unread octets.
 //! Limits: `limits::SESSIONS_MAX` per shard, the listener's own cap, `limits::INGRESS_BYTES_MAX`.
 //! Failure: the spool refuses -> 452 4.3.1 or 451 4.3.0; too many sessions -> 421 4.3.2 instead of
-//! the banner; a drain -> 421 4.3.2 at the next command boundary. Nothing is dropped after a 250.
+//! the banner; a drain -> 421 4.3.2, at once to who has no message under way, to others after the
+//! reply to it, whatever they have pipelined behind it. Nothing is dropped after a 250.
 //! Security: parses hostile bytes; holds no keys; names no files.
 //! Standards: RFC 5321, 1870, 2034, 2920, 3030, 3461, 6152, 6531.
 //!
@@ -15,10 +16,12 @@
 //! instead of two. The wait is that of a group commit and the client could not go on anyway.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -88,9 +91,12 @@ pub struct Listener {
 pub struct Sessions {
     open: Cell<u32>,
     total: Cell<u64>,
+    names: Cell<u64>,
     refused: Cell<u64>,
     moved: Cell<u64>,
     draining: Cell<bool>,
+    /// The tasks of the open sessions, by what [`Place`] calls them: woken once, for a drain.
+    tasks: RefCell<BTreeMap<u64, Waker>>,
     changed: Signal,
     balance: RefCell<Balance>,
     /// Bytes that sessions hold, and may hold.
@@ -106,9 +112,11 @@ impl Sessions {
         Self {
             open: Cell::default(),
             total: Cell::default(),
+            names: Cell::default(),
             refused: Cell::default(),
             moved: Cell::default(),
             draining: Cell::default(),
+            tasks: RefCell::default(),
             changed: Signal::default(),
             balance: RefCell::new(balance),
             memory: Cell::default(),
@@ -146,9 +154,13 @@ impl Sessions {
         self.balance.borrow().post(open);
     }
 
-    /// From now on sessions end at their next command boundary and no new one starts.
+    /// From now on sessions end when they have no message under way, and no new one starts. Those
+    /// without one end now: a client that says nothing must not hold up a restart.
     pub fn drain(&self) {
-        self.draining.set(true);
+        if !self.draining.replace(true) {
+            let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+            tasks.into_values().for_each(Waker::wake);
+        }
     }
 
     /// Waits until a session has ended since the last call.
@@ -163,17 +175,32 @@ struct Place {
     listener: Rc<Listener>,
     /// Bytes that the session holds.
     bytes: Cell<usize>,
+    /// Its name among [`Sessions::tasks`]: no other session of the shard ever has it.
+    name: u64,
 }
 
 impl Place {
     fn take(sessions: &Rc<Sessions>, listener: &Rc<Listener>) -> Self {
         sessions.set_open(sessions.open.get() + 1);
         listener.open.set(listener.open.get() + 1);
+        let name = sessions.names.get();
+        sessions.names.set(name + 1);
         Self {
             sessions: Rc::clone(sessions),
             listener: Rc::clone(listener),
             bytes: Cell::default(),
+            name,
         }
+    }
+
+    /// Has the task that awaits this woken by a drain.
+    async fn listen_for_drain(&self) {
+        poll_fn(|context| {
+            let mut tasks = self.sessions.tasks.borrow_mut();
+            tasks.insert(self.name, context.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Charges the shard's budget for what the session holds now; false where that is too much and
@@ -190,6 +217,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.charge(0);
+        self.sessions.tasks.borrow_mut().remove(&self.name);
         for count in [&self.sessions.open, &self.listener.open] {
             assert!(count.get() > 0, "a session ended that was never counted");
         }
@@ -322,9 +350,9 @@ impl<P: Port, I: Intake> Session<P, I> {
         mut out: Vec<u8>,
         mut next: Next,
     ) {
+        self.place.listen_for_drain().await;
         loop {
-            let leaving = self.place.sessions.draining.get() && server.is_idle();
-            if leaving && next != Next::Close {
+            if self.is_leaving(&server) && next != Next::Close {
                 server.shutting_down(&mut out);
                 next = Next::Close;
             }
@@ -342,9 +370,14 @@ impl<P: Port, I: Intake> Session<P, I> {
                 Next::Continue => {}
             }
             let deadline = self.port.now().after(self.listener().idle_timeout);
-            next = match stream.recv(deadline).await {
-                Ok(chunk) if chunk.is_empty() => return,
-                Ok(chunk) => {
+            let received = poll_fn(|context| match stream.poll_recv(context, deadline) {
+                Poll::Pending if self.is_leaving(&server) => Poll::Ready(None),
+                received => received.map(Some),
+            });
+            next = match received.await {
+                None => Next::Continue,
+                Some(Ok(chunk)) if chunk.is_empty() => return,
+                Some(Ok(chunk)) => {
                     let next = self.feed(&mut server, chunk, &mut out).await;
                     if self.place.charge(server.memory()) {
                         next
@@ -354,13 +387,18 @@ impl<P: Port, I: Intake> Session<P, I> {
                         Next::Close
                     }
                 }
-                Err(NetError::TimedOut) => {
+                Some(Err(NetError::TimedOut)) => {
                     server.timeout(&mut out);
                     Next::Close
                 }
-                Err(_) => return,
+                Some(Err(_)) => return,
             };
         }
+    }
+
+    /// Whether a drain ends the session here.
+    fn is_leaving(&self, server: &Server) -> bool {
+        self.place.sessions.draining.get() && server.is_idle()
     }
 
     /// Whether the session goes on elsewhere, now that it has no message in hand.
@@ -432,6 +470,11 @@ impl<P: Port, I: Intake> Session<P, I> {
             match event {
                 ServerEvent::Close => return Next::Close,
                 ServerEvent::Message(inbound) => self.store(server, inbound, out).await,
+            }
+            if self.place.sessions.draining.get() {
+                // Whoever pipelines has always begun the next message: it was promised nothing.
+                server.shutting_down(out);
+                return Next::Close;
             }
             if let Some(elsewhere) = self.between_messages(rest) {
                 return elsewhere;

@@ -240,6 +240,11 @@ impl Spool {
                 StateRecord::Void { group, .. } => {
                     self.mail_unproven.retain(|sequence| sequence != group);
                 }
+                StateRecord::Doubt { .. } => {
+                    for doubt in &mut self.doubts {
+                        doubt.noted |= doubt.record() == *record;
+                    }
+                }
                 StateRecord::Dead { first, count } if !self.graves.is_empty() => {
                     let end = first.saturating_add(u64::from(*count));
                     self.graves.retain(|grave| !(*first..end).contains(grave));

@@ -457,6 +457,17 @@ pub enum StateRecord {
         /// That segment.
         segment: u32,
     },
+    /// Recovery could not read all of a segment of the message log: of the groups `first .. end` it
+    /// knows none there to have been complete, although later groups will say so. Sequences are
+    /// never given out again, so that no later life of the segment is meant.
+    Doubt {
+        /// Sequence of the first group that nothing vouched for.
+        first: u64,
+        /// The first sequence that was given out afterwards.
+        end: u64,
+        /// That segment.
+        segment: u32,
+    },
     /// A group of the message log is not whole, and that is known: its write failed, a crash tore
     /// it, or its damage was reported. Recovery says nothing about it any more.
     Void {
@@ -517,6 +528,16 @@ impl StateRecord {
                 out[16..24].copy_from_slice(&generation.to_le_bytes());
                 out[24..32].copy_from_slice(&group.to_le_bytes());
             }
+            Self::Doubt {
+                first,
+                end,
+                segment,
+            } => {
+                out[0] = 6;
+                out[4..8].copy_from_slice(&segment.to_le_bytes());
+                out[8..16].copy_from_slice(&first.to_le_bytes());
+                out[24..32].copy_from_slice(&end.to_le_bytes());
+            }
         }
     }
 
@@ -544,6 +565,11 @@ impl StateRecord {
             5 => Some(Self::Void {
                 group: u64_at(bytes, 24)?,
                 generation: u64_at(bytes, 16)?,
+                segment: u32_at(bytes, 4)?,
+            }),
+            6 => Some(Self::Doubt {
+                first: u64_at(bytes, 8)?,
+                end: u64_at(bytes, 24)?,
                 segment: u32_at(bytes, 4)?,
             }),
             _ => None,

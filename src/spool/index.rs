@@ -24,6 +24,8 @@ pub(super) enum SlotState {
     Moved,
     /// Not whole, while another copy counts.
     Torn,
+    /// Not whole, and another copy may be where nothing could be read: no tombstone yet.
+    Unsure,
 }
 
 /// One record of the message log.

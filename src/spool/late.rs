@@ -5,10 +5,6 @@
 //! Why this way: mail is late instead of hidden until the next start. What has been settled stays
 //! settled: as long as a segment is unread, what the state log said at recovery is kept, every
 //! checkpoint writes it down again, and messages that end are remembered beyond their segments.
-//! Bugs: a last group that a crash tore so that not even its header is left, in a segment that
-//! could
-//!   not be read at the next start, is reported as lost by the start after that, although it was
-//!   never acknowledged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,7 +18,7 @@ use super::format::{
     checksum,
 };
 use super::index::{Place, Slot, SlotState};
-use super::recover::{Found, Scan, Step, elect_stamp};
+use super::recover::{Found, Scan, Step, add_run, elect_stamp, has_run};
 use super::replay::Replay;
 use super::segment::Phase;
 use super::state::{Spool, Void};
@@ -39,6 +35,11 @@ pub(super) struct Late {
     pub(super) state_proven: u64,
     /// Messages at or above this sequence are of this life.
     pub(super) limit: u64,
+    /// Complete groups of the message log, as runs.
+    pub(super) whole: BTreeMap<u64, u64>,
+    /// Groups of segments that could not be read, which no later group vouches for: where it turns
+    /// out that they are not there, that is no damage.
+    pub(super) mentioned: BTreeSet<Void>,
 }
 
 /// What a record of a message came to.
@@ -209,7 +210,9 @@ impl Spool {
         };
         walk(file, stamp, |found| {
             let header = &found.header;
-            if found.whole && header.offset == found.at && header.sequence >= proven {
+            let doubted = log == Log::Message && self.is_doubted(number, header.sequence);
+            let vouched = header.sequence < proven && !doubted;
+            if found.whole && header.offset == found.at && !vouched {
                 let at = found.at as usize;
                 out.push(at..at + header.total_len as usize);
             }
@@ -245,6 +248,10 @@ impl Spool {
             }
             None => out.damaged += 1,
         }
+        self.judge_mentioned(&mut late);
+        if log == Log::Message {
+            self.doubts.retain(|doubt| doubt.segment != number);
+        }
         self.damaged += out.damaged;
         if !self.unread().is_empty() {
             self.late = Some(late);
@@ -253,6 +260,64 @@ impl Spool {
             self.due(now);
         }
         out
+    }
+
+    fn is_doubted(&self, segment: u32, group: u64) -> bool {
+        let mut doubts = self.doubts.iter();
+        doubts.any(|doubt| doubt.is_about(segment, group))
+    }
+
+    /// Notes groups that are not there although they could be read now: a crash tore them.
+    fn judge_mentioned(&mut self, late: &mut Late) {
+        let mentioned = std::mem::take(&mut late.mentioned);
+        for group in mentioned {
+            let segment = self.mail.get(group.segment);
+            if segment.is_some_and(|segment| segment.unread) {
+                late.mentioned.insert(group);
+                continue;
+            }
+            let current = segment.is_some_and(|s| s.stamp.generation == group.generation);
+            if current && !has_run(&late.whole, group.group) {
+                self.void(group.segment, group.group);
+            }
+        }
+    }
+
+    /// What a group of the message log says of others.
+    fn mention(
+        &self,
+        late: &mut Late,
+        number: u32,
+        found: &Found<'_>,
+        previous: Option<(u64, u32)>,
+    ) {
+        let (sequence, generation) = (found.header.sequence, found.header.stamp.generation);
+        if found.whole {
+            add_run(&mut late.whole, sequence);
+        }
+        let roster = found.roster();
+        let mut groups: Vec<Void> = Vec::new();
+        groups.extend(roster.map(|roster| Void {
+            group: roster.sequence,
+            generation: roster.generation,
+            segment: roster.segment,
+        }));
+        // A hole between two groups held groups.
+        if let Some((before, end)) = previous
+            && found.at > end
+            && sequence.saturating_sub(before) <= 1 << 16
+        {
+            groups.extend((before.saturating_add(1)..sequence).map(|group| Void {
+                group,
+                generation,
+                segment: number,
+            }));
+        }
+        let doubtful = |group: &Void| {
+            group.group >= late.proven || self.is_doubted(group.segment, group.group)
+        };
+        groups.retain(doubtful);
+        late.mentioned.extend(groups);
     }
 
     fn adopt_mail(
@@ -270,6 +335,7 @@ impl Spool {
             .map(|(s, at)| (s.record, at))
             .collect();
         self.remember_ended(late, &known, file, stamp);
+        let mut previous = None;
         walk(file, stamp, |found| {
             let header = &found.header;
             let (sequence, misplaced) = (header.sequence, header.offset != found.at);
@@ -279,7 +345,9 @@ impl Spool {
                 generation: stamp.generation,
                 segment: number,
             });
-            let vouched = sequence < late.proven && !void;
+            self.mention(late, number, found, previous);
+            previous = Some((sequence, found.at.saturating_add(header.total_len)));
+            let vouched = sequence < late.proven && !void && !self.is_doubted(number, sequence);
             if !found.whole && vouched {
                 out.damaged += 1;
             }
@@ -338,8 +406,10 @@ impl Spool {
         late.replay.sort();
     }
 
-    /// A record that is not whole, of a group that was never known to be: it was not acknowledged.
-    fn give_up(&mut self, place: Place, sequence: u64) {
+    /// A record that is not whole, of a group that was never known to be: it was not acknowledged,
+    /// unless it is a copy. So while another record of the message may be where nothing could be
+    /// read, the message is not buried.
+    pub(super) fn give_up(&mut self, place: Place, sequence: u64) {
         let Some(slot) = self.slot(place).copied() else {
             return;
         };
@@ -347,19 +417,29 @@ impl Spool {
             SlotState::Moved => {
                 self.mail.at(place.segment).slots[place.slot as usize].state = SlotState::Torn;
             }
-            SlotState::Live => {
+            SlotState::Live if self.mail.count(|segment| segment.unread) > 0 => {
                 self.progress.remove(&sequence);
                 self.forget(sequence);
                 self.mail
                     .at(place.segment)
-                    .retire(place.slot, SlotState::Dead);
-                self.chores.push_back(StateRecord::Dead {
-                    first: sequence,
-                    count: 1,
-                });
+                    .retire(place.slot, SlotState::Unsure);
             }
-            SlotState::Dead | SlotState::Torn => {}
+            SlotState::Live => self.bury(place, sequence),
+            SlotState::Dead | SlotState::Torn | SlotState::Unsure => {}
         }
+    }
+
+    /// A waiting message ends without a settlement.
+    fn bury(&mut self, place: Place, sequence: u64) {
+        self.progress.remove(&sequence);
+        self.forget(sequence);
+        self.mail
+            .at(place.segment)
+            .retire(place.slot, SlotState::Dead);
+        self.chores.push_back(StateRecord::Dead {
+            first: sequence,
+            count: 1,
+        });
     }
 
     fn adopt_state(
@@ -371,6 +451,7 @@ impl Spool {
         out: &mut Adopted,
     ) {
         let before = late.replay.dead.len();
+        self.state_torn.retain(|torn| torn.segment != number);
         let mut settled: Vec<(u64, u32, u32, SettlementKind)> = Vec::new();
         walk(file, stamp, |found| {
             let group = found.header.sequence;
@@ -405,10 +486,35 @@ impl Spool {
                         generation,
                         segment,
                     }),
-                    StateRecord::Roster { .. } | StateRecord::Clean => {}
+                    StateRecord::Roster {
+                        group,
+                        generation,
+                        segment,
+                        ..
+                    } if group >= late.proven || self.is_doubted(segment, group) => {
+                        late.mentioned.insert(Void {
+                            group,
+                            generation,
+                            segment,
+                        });
+                    }
+                    // What this life doubts itself it has written down.
+                    StateRecord::Roster { .. } | StateRecord::Doubt { .. } | StateRecord::Clean => {
+                    }
                 }
             }
         });
+        self.replay_late(&settled);
+        let new_dead = late.replay.dead.len() > before;
+        late.replay.settled.extend(settled);
+        late.replay.sort();
+        if new_dead {
+            self.end_all(&late.replay, late.limit);
+        }
+    }
+
+    /// Applies settlements to the messages that are known already.
+    fn replay_late(&mut self, settled: &[(u64, u32, u32, SettlementKind)]) {
         for (sequence, first, count, kind) in settled.iter().copied() {
             let Some(place) = self.place(sequence) else {
                 continue;
@@ -419,12 +525,6 @@ impl Spool {
             for recipient in first..end {
                 self.replay(sequence, recipient, kind);
             }
-        }
-        let new_dead = late.replay.dead.len() > before;
-        late.replay.settled.extend(settled);
-        late.replay.sort();
-        if new_dead {
-            self.end_all(&late.replay, late.limit);
         }
     }
 
@@ -440,7 +540,7 @@ impl Spool {
             }
         }
         for (place, sequence) in ended {
-            self.give_up(place, sequence);
+            self.bury(place, sequence);
         }
     }
 }

@@ -65,13 +65,13 @@
 //!
 //! | at | bytes | state record (32) |
 //! |---|---|---|
-//! | 0 | 1 | 1 settled, 2 dead, 3 clean, 4 roster, 5 void |
+//! | 0 | 1 | 1 settled, 2 dead, 3 clean, 4 roster, 5 void, 6 doubt |
 //! | 1 | 1 | settled: 1 delivered 2 failed 3 expired 4 dropped 5 damaged 6 deferred 7 quarantined |
 //! | 2 | 2 | deferred: attempts |
-//! | 4 | 4 | settled: first recipient; roster, void: segment |
-//! | 8 | 8 | message sequence (dead: the first; roster: as above) |
+//! | 4 | 4 | settled: first recipient; roster, void, doubt: segment |
+//! | 8 | 8 | message sequence (dead: the first; roster: as above); doubt: first group |
 //! | 16 | 8 | settled: recipients; dead: messages (4 bytes); roster, void: generation |
-//! | 24 | 8 | deferred: next attempt, milliseconds; roster, void: sequence of the group |
+//! | 24 | 8 | deferred: next attempt, milliseconds; roster, void: sequence of the group; doubt: group after the last |
 //!
 //! A reader refuses a segment of a newer version ([`format::HeaderRead::Newer`]) and the node does
 //! not start: it never guesses, and never recycles what it cannot read. State records of a type
@@ -107,7 +107,9 @@
 //! 9. What recovery cannot read is neither recycled nor taken for damaged. It is looked at again
 //!    while the node runs, and taken in when all of its segment can be read; what was settled is
 //!    remembered until then. A segment whose header cannot be read waits as a whole: its groups may
-//!    be of an earlier life.
+//!    be of an earlier life. Its last groups may be torn, which the groups of this life cannot
+//!    know: a note says so ([`format::StateRecord::Doubt`]), is in the way of `proven` until it is
+//!    durable, and has whoever can read those groups treat them as last writes.
 //! 10. A message above a quarter of a segment gets a file of its own: contents first, and the head,
 //!     which makes it exist, when they are durable.
 //!

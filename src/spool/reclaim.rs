@@ -18,7 +18,7 @@ use super::commit::{Origin, Pending};
 use super::format::{Log, StateRecord};
 use super::index::{Change, Place, Slot, SlotState, from_seconds};
 use super::segment::Phase;
-use super::state::{Action, Outcome, Spool, push_roster};
+use super::state::{Action, Doubt, Outcome, Spool, push_roster};
 use super::types::{ReadError, Settlement, SettlementKind};
 
 /// Slots that one step of a checkpoint looks at: about 100 us of work.
@@ -452,6 +452,7 @@ impl Spool {
             generation: v.generation,
             segment: v.segment,
         }));
+        self.chores.extend(self.doubts.iter().map(Doubt::record));
         self.write_down_late();
         self.checkpoint = Some(Checkpoint {
             old,
@@ -501,6 +502,15 @@ impl Spool {
                     match current.copied() {
                         Some(current) => self.write_down_live(&current),
                         None => dead.push(slot.sequence),
+                    }
+                }
+                SlotState::Unsure => {
+                    let current = self.place(slot.sequence).and_then(|place| self.slot(place));
+                    match current.copied() {
+                        Some(current) => self.write_down_live(&current),
+                        // All is read, and there was none.
+                        None if self.late.is_none() => dead.push(slot.sequence),
+                        None => {}
                     }
                 }
             }

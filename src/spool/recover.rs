@@ -17,13 +17,13 @@ use crate::time::Mono;
 
 use super::commit::{LastGroup, roster_entry};
 use super::format::{
-    GroupHeader, HeaderRead, Log, MessageRecord, SegmentHeader, Stamp, StateRecord,
+    GroupHeader, HeaderRead, Log, MessageRecord, RECORD_BYTES, SegmentHeader, Stamp, StateRecord,
 };
 use super::index::{Place, Slot, SlotState};
 use super::late::{Late, TakenIn};
 use super::replay::Replay;
 use super::segment::{Phase, Segment};
-use super::state::{Spool, SpoolConfig, Void};
+use super::state::{Doubt, Spool, SpoolConfig, Void};
 use super::types::Location;
 
 mod last;
@@ -38,6 +38,9 @@ const NUMBER_MAX: u32 = 1 << 20;
 
 /// Groups that one unreadable segment can hold, and more.
 const GROUPS_SKIPPED: u64 = 1 << 20;
+
+/// Ranges that are kept apart of one segment that start after start could not read.
+const DOUBTS_PER_SEGMENT: usize = 8;
 
 /// One piece of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +112,8 @@ impl RecoveryReport {
 struct Unproven {
     group: u64,
     misplaced: bool,
-    /// Known not to be whole, but what is whole of it may have been taken over by a recovery.
+    /// Known not to be whole, or not known to be, but what is whole of it may have been taken over
+    /// by a recovery.
     void: bool,
     place: Place,
 }
@@ -145,9 +149,14 @@ pub struct Recovery {
     /// Missing sequences where groups should lie.
     holes: Vec<(u32, Range<u64>)>,
     voids: BTreeSet<Void>,
+    /// What an earlier life could not read and so not judge.
+    doubts: Vec<Doubt>,
+    /// Groups that lie in unread segments, as rosters say.
+    mentioned: BTreeSet<Void>,
     unproven: Vec<Unproven>,
-    /// Whole groups that nothing vouches for: log, segment, where, sequence.
-    tail: Vec<(Log, u32, Range<usize>, u64)>,
+    /// Whole groups that nothing vouches for: log, segment, where, sequence, and whether it does
+    /// not matter what later groups say.
+    tail: Vec<(Log, u32, Range<usize>, u64, bool)>,
     /// Segments with a group: their headers are durable, since groups follow headers.
     filled: BTreeSet<(Log, u32)>,
     /// The group before the next, in the segment being scanned: segment, sequence, end.
@@ -173,6 +182,8 @@ impl Recovery {
             broken: Vec::new(),
             holes: Vec::new(),
             voids: BTreeSet::new(),
+            doubts: Vec::new(),
+            mentioned: BTreeSet::new(),
             unproven: Vec::new(),
             tail: Vec::new(),
             filled: BTreeSet::new(),
@@ -278,7 +289,7 @@ impl Recovery {
         if !found.whole {
             self.torn_states.push((header.sequence, number, found.at));
         }
-        self.note_tail(Log::State, number, found, self.state_proven);
+        self.note_tail(Log::State, number, found, false);
         for record in found.states() {
             self.report.clean = record == StateRecord::Clean;
             match record {
@@ -326,9 +337,36 @@ impl Recovery {
                         segment,
                     });
                 }
+                StateRecord::Doubt {
+                    first,
+                    end,
+                    segment,
+                } => self.doubt(segment, first, end),
                 StateRecord::Clean => {}
             }
         }
+    }
+
+    /// An earlier life could not read a segment, and so not judge these groups there.
+    fn doubt(&mut self, segment: u32, first: u64, end: u64) {
+        let mail = &mut self.spool.mail;
+        mail.group_sequence = mail.group_sequence.max(end);
+        self.doubts.push(Doubt {
+            segment,
+            first,
+            end,
+            noted: true,
+        });
+    }
+
+    fn is_doubted(&self, segment: u32, group: u64) -> bool {
+        let mut doubts = self.doubts.iter();
+        doubts.any(|doubt| doubt.is_about(segment, group))
+    }
+
+    /// Whether a later group vouches for this one: it was complete once.
+    fn is_vouched(&self, segment: u32, group: u64) -> bool {
+        group < self.proven && !self.is_doubted(segment, group)
     }
 
     fn note(&mut self, header: &GroupHeader) {
@@ -391,14 +429,15 @@ impl Recovery {
         {
             self.rosters.insert(roster.sequence, roster);
         }
-        self.note_tail(Log::Message, number, found, self.proven);
+        let doubted = self.is_doubted(number, sequence);
+        self.note_tail(Log::Message, number, found, doubted);
         let misplaced = header.offset != found.at;
         let generation = header.stamp.generation;
         let void = self.voids.contains(&Void {
             group: sequence,
             generation,
             segment: number,
-        });
+        }) || doubted;
         let unproven = sequence >= self.proven || misplaced || void;
         let first = self.spool.mail.at(number).slots.len() as u32;
         for (record, offset, _) in found.messages() {
@@ -433,13 +472,19 @@ impl Recovery {
         }
     }
 
-    fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, proven: u64) {
+    fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, doubted: bool) {
         let header = &found.header;
+        let proven = match log {
+            Log::Message => self.proven,
+            Log::State => self.state_proven,
+        };
+        let vouched = header.sequence < proven && !doubted;
         self.filled.insert((log, number));
-        if found.whole && header.offset == found.at && header.sequence >= proven {
+        if found.whole && header.offset == found.at && !vouched {
             let at = found.at as usize;
             let range = at..at + header.total_len as usize;
-            self.tail.push((log, number, range, header.sequence));
+            self.tail
+                .push((log, number, range, header.sequence, doubted));
         }
     }
 
@@ -448,13 +493,24 @@ impl Recovery {
         if self.spool.unread().is_empty() {
             return;
         }
+        self.doubt_unread();
         // Numbers of groups that could not be read must not be given out again.
         self.spool.mail.group_sequence += GROUPS_SKIPPED;
         self.spool.state.group_sequence += GROUPS_SKIPPED;
         // What became of messages that are in the index is there.
-        let slots = self.spool.mail.iter().flat_map(|(_, s)| &s.slots);
-        let known = slots.filter(|s| matches!(s.state, SlotState::Live | SlotState::Dead));
-        let known: HashSet<u64> = known.map(|slot| slot.sequence).collect();
+        // A record in a segment that was not all read may yet turn out not to be whole.
+        let known: HashSet<u64> = self
+            .spool
+            .mail
+            .iter()
+            .flat_map(|(_, s)| s.slots.iter().map(|slot| (slot, s.unread)))
+            .filter(|(slot, unread)| match slot.state {
+                SlotState::Live => !unread,
+                SlotState::Dead => true,
+                SlotState::Moved | SlotState::Torn | SlotState::Unsure => false,
+            })
+            .map(|(slot, _)| slot.sequence)
+            .collect();
         let mut replay = std::mem::take(&mut self.replay);
         replay.settled.retain(|record| !known.contains(&record.0));
         replay.sort();
@@ -463,7 +519,43 @@ impl Recovery {
             proven: self.proven,
             state_proven: self.state_proven,
             limit: self.spool.next_sequence,
+            whole: std::mem::take(&mut self.whole),
+            mentioned: std::mem::take(&mut self.mentioned),
         }));
+    }
+
+    /// Nothing that this life writes vouches for the last groups that it could not read.
+    fn doubt_unread(&mut self) {
+        let end = self.spool.mail.group_sequence + GROUPS_SKIPPED;
+        for (log, segment) in self.spool.unread() {
+            if log == Log::State {
+                // As long as it is there, as one that is torn.
+                let generation = self.spool.state.at(segment).stamp.generation;
+                self.spool.state_torn.push(Void {
+                    group: self.state_proven,
+                    generation,
+                    segment,
+                });
+                continue;
+            }
+            let before = self.doubts.iter().filter(|doubt| doubt.segment == segment);
+            let mut doubts: Vec<Doubt> = before.copied().collect();
+            doubts.sort_unstable_by_key(|doubt| (doubt.first, doubt.end));
+            doubts.dedup();
+            let mut new = Doubt {
+                segment,
+                first: self.proven,
+                end,
+                noted: false,
+            };
+            if doubts.len() >= DOUBTS_PER_SEGMENT {
+                new.first = new.first.min(doubts[0].first);
+                doubts.clear();
+            }
+            doubts.push(new);
+            self.spool.chores.push_back(new.record());
+            self.spool.doubts.extend(doubts);
+        }
     }
 
     /// Ends recovery.
@@ -471,8 +563,10 @@ impl Recovery {
     pub fn finish(mut self, free_bytes: u64, now: Mono) -> (Spool, RecoveryReport) {
         self.report_missing();
         // Ids that were given out and left no trace: skip more than a node hands out in the time
-        // of one group.
-        self.spool.next_sequence += 1 << 16;
+        // of one group, and more than what could not be read may hold.
+        let unread = self.spool.mail.iter().filter(|(_, s)| s.unread);
+        let unread: u64 = unread.map(|(_, segment)| segment.len).sum();
+        self.spool.next_sequence += (1 << 16) + unread / RECORD_BYTES as u64;
         if let Some((sequence, segment, offset, slots)) = self.last.take() {
             let last = &mut self.spool.last;
             last.sequence = sequence;
@@ -522,7 +616,7 @@ fn location(segment: u32, slot: &Slot) -> Location {
 }
 
 /// Adds a number to runs of numbers.
-fn add_run(runs: &mut BTreeMap<u64, u64>, number: u64) {
+pub(super) fn add_run(runs: &mut BTreeMap<u64, u64>, number: u64) {
     if has_run(runs, number) {
         return;
     }
@@ -536,7 +630,7 @@ fn add_run(runs: &mut BTreeMap<u64, u64>, number: u64) {
     }
 }
 
-fn has_run(runs: &BTreeMap<u64, u64>, number: u64) -> bool {
+pub(super) fn has_run(runs: &BTreeMap<u64, u64>, number: u64) -> bool {
     runs.range(..=number)
         .next_back()
         .is_some_and(|(_, end)| number < *end)

@@ -12,7 +12,7 @@ use super::commit::{
 use super::format::{Log, StateRecord};
 use super::index::Slot;
 use super::segment::{Phase, Segment};
-use super::state::{Flight, Spool, Void};
+use super::state::{Doubt, Flight, Spool, Void};
 use super::types::{AppendError, Settlement};
 
 /// Bytes that must wait before a group is written while another is in flight: twelve messages of
@@ -22,11 +22,11 @@ const OVERLAP_BYTES_MIN: usize = 128 << 10;
 impl Spool {
     /// The lowest sequence of a group of the message log that is not known to be complete.
     pub(super) fn proven(&self) -> u64 {
-        self.mail_unproven
-            .iter()
-            .copied()
-            .min()
-            .unwrap_or(self.mail.group_sequence)
+        let open = |doubt: &&Doubt| !doubt.noted;
+        let doubts = self.doubts.iter().filter(open).map(|doubt| doubt.first);
+        let unproven = self.mail_unproven.iter().copied();
+        let lowest = unproven.chain(doubts).min();
+        lowest.unwrap_or(self.mail.group_sequence)
     }
 
     /// The same for the state log. One that failed, or was torn by a crash, is in the way until a

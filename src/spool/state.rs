@@ -156,6 +156,30 @@ pub(super) struct Void {
     pub(super) segment: u32,
 }
 
+/// Groups of a segment of the message log that no later group vouches for, whatever it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Doubt {
+    pub(super) segment: u32,
+    pub(super) first: u64,
+    pub(super) end: u64,
+    /// The note of it is durable.
+    pub(super) noted: bool,
+}
+
+impl Doubt {
+    pub(super) fn is_about(&self, segment: u32, group: u64) -> bool {
+        self.segment == segment && (self.first..self.end).contains(&group)
+    }
+
+    pub(super) fn record(&self) -> StateRecord {
+        StateRecord::Doubt {
+            first: self.first,
+            end: self.end,
+            segment: self.segment,
+        }
+    }
+}
+
 /// The disk failed: since then nothing is taken, until a probe succeeds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failure {
@@ -213,6 +237,8 @@ pub struct Spool {
     pub(super) reclaim: Reclaim,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_bytes: u64,
+    /// Groups in unread segments that nothing vouches for.
+    pub(super) doubts: Vec<Doubt>,
     /// What recovery knew, while some segment is unread.
     pub(super) late: Option<Box<Late>>,
     pub(super) damaged: u64,
@@ -262,6 +288,7 @@ impl Spool {
             reclaim: Reclaim::default(),
             checkpoint: None,
             checkpoint_bytes: 0,
+            doubts: Vec::new(),
             late: None,
             damaged: 0,
             groups_written: 0,

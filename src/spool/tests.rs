@@ -437,6 +437,16 @@ impl World {
 
     /// The power goes: writes in flight leave any of their sectors, files being made may exist.
     fn crash(&mut self) {
+        self.power_goes();
+        self.restart();
+        assert!(
+            !self.last_report.is_damaged(),
+            "a crash is no damage: {:?}",
+            self.last_report
+        );
+    }
+
+    fn power_goes(&mut self) {
         for action in std::mem::take(&mut self.in_flight) {
             match action {
                 Action::Write {
@@ -466,12 +476,6 @@ impl World {
             }
         }
         self.tokens.clear();
-        self.restart();
-        assert!(
-            !self.last_report.is_damaged(),
-            "a crash is no damage: {:?}",
-            self.last_report
-        );
     }
 
     fn restart(&mut self) {

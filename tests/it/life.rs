@@ -6,11 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use postrider::lab::sink::{Sink, SinkOptions};
+use postrider::lab::sink::{Sink, SinkCounters, SinkOptions};
 
 use crate::harness::{first_line, free_address, program, run, status, wait_until};
 
@@ -47,6 +48,13 @@ impl Life {
             configuration,
             child: None,
         }
+    }
+
+    /// Adds to the configuration of the next start.
+    pub(crate) fn configure(&self, more: &str) {
+        let mut text = std::fs::read_to_string(&self.configuration).unwrap();
+        text.push_str(more);
+        std::fs::write(&self.configuration, text).unwrap();
     }
 
     /// Starts it; how long it took until it was ready.
@@ -111,12 +119,25 @@ impl Life {
             .is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
-    /// Sends a signal that ends it, and returns the one that it ended by.
-    pub(crate) fn strike(&mut self, signal: Signal) -> Option<i32> {
-        let mut child = self.child.take().expect("it was started");
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it was started");
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Sends a signal that ends it, and returns the one that it ended by.
+    pub(crate) fn strike(&mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
+        let mut child = self.child.take().expect("it was started");
         child.wait().unwrap().signal()
+    }
+
+    /// Ends it in order, and returns its exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.signal(Signal::SIGTERM);
+        let mut child = self.child.take().expect("it was started");
+        child.wait().unwrap().code()
     }
 
     /// The answer of `postrider ctl --json` to these words.
@@ -157,6 +178,15 @@ pub(crate) fn place() -> SocketAddr {
 
 /// The laboratory's receiving side at `place`, its ledger in `directory`.
 pub(crate) fn sink(place: SocketAddr, directory: &Path) -> Sink {
+    sink_counting(place, directory, Arc::default())
+}
+
+/// As [`sink`], with counters to watch.
+pub(crate) fn sink_counting(
+    place: SocketAddr,
+    directory: &Path,
+    counters: Arc<SinkCounters>,
+) -> Sink {
     let SocketAddr::V4(address) = place else {
         panic!("a loopback address of IPv4");
     };
@@ -166,6 +196,7 @@ pub(crate) fn sink(place: SocketAddr, directory: &Path) -> Sink {
         port: address.port(),
         domains: 1,
         ledger: Some(directory.to_owned()),
+        counters,
         ..SinkOptions::default()
     })
     .unwrap()

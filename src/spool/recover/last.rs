@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::message::MessageId;
-use crate::spool::format::{Log, MessageRecord, SEGMENT_HEADER_BYTES, StateRecord, checksum};
+use crate::spool::format::{Log, MessageRecord, SEGMENT_HEADER_BYTES, checksum};
 use crate::spool::index::{Place, Slot, SlotState};
 
 use super::{Check, Damage, Recovery, location};
@@ -41,9 +41,9 @@ impl Recovery {
                 group: None,
             }));
         }
-        for (log, number, range, sequence) in std::mem::take(&mut self.tail) {
+        for (log, number, range, sequence, doubted) in std::mem::take(&mut self.tail) {
             let proven = if log == Log::State { state } else { mail };
-            if sequence >= proven {
+            if sequence >= proven || doubted {
                 out.push(Rewrite {
                     log,
                     segment: number,
@@ -150,16 +150,7 @@ impl Recovery {
         } else {
             Damage::Torn(id)
         });
-        self.spool.progress.remove(&slot.sequence);
-        self.spool.forget(slot.sequence);
-        self.spool
-            .mail
-            .at(check.segment)
-            .retire(check.place.slot, SlotState::Dead);
-        self.spool.chores.push_back(StateRecord::Dead {
-            first: slot.sequence,
-            count: 1,
-        });
+        self.spool.give_up(check.place, slot.sequence);
     }
 
     /// Another record of a message.

@@ -55,6 +55,10 @@ impl Recovery {
                 segment,
             };
             if !self.is_current(&void) || known.contains(&void) {
+                let unread = self.spool.mail.get(segment).is_some_and(|s| s.unread);
+                if unread && !self.is_vouched(segment, group) {
+                    self.mentioned.insert(void);
+                }
                 continue;
             }
             self.spool.tails.push(roster.clone());
@@ -107,7 +111,7 @@ impl Recovery {
                 continue;
             }
             self.spool.void(segment, group);
-            if group < self.proven {
+            if self.is_vouched(segment, group) {
                 self.report.add(Damage::Group {
                     segment,
                     sequence: group,
@@ -146,7 +150,7 @@ impl Recovery {
             return;
         }
         let id = MessageId::new(spool.config.shard, sequence);
-        self.report.add(if group < self.proven {
+        self.report.add(if self.is_vouched(segment, group) {
             Damage::Lost(id)
         } else {
             Damage::Torn(id)

@@ -118,7 +118,7 @@ pub fn elect_stamp(blocks: &[u8]) -> Option<Stamp> {
 
 impl<'a> Found<'a> {
     /// The roster of the group before, if this head can be trusted.
-    pub(super) fn roster(&self) -> Option<LastGroup> {
+    pub(in crate::spool) fn roster(&self) -> Option<LastGroup> {
         if !self.whole {
             return None;
         }

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, RunEnd};
+use postrider::engine::sim::{CrashKind, DiskFaults, RunEnd};
 use postrider::engine::{Class, Port};
 use postrider::service::mesh::OperatorRequest;
 
@@ -20,6 +20,8 @@ enum When {
     Restart(CrashKind),
     /// While it runs; then it is restarted.
     RunningThenRestart,
+    /// After a restart, while recovery waits for the disk.
+    Recovery,
 }
 
 fn waiting(seed: u64) -> Campaign {
@@ -58,14 +60,26 @@ fn play(seed: u64, jump: i64, when: When) {
     let campaign = waiting(seed);
     let host = &campaign.node.host;
     let what = format!("seed {seed}, {jump} ms {when:?}");
+    let later = |seconds| campaign.world.now().after(Duration::from_secs(seconds));
     match when {
         When::Running | When::RunningThenRestart => host.jump_wall(jump),
         When::Restart(kind) => {
             host.crash(kind);
             host.jump_wall(jump);
         }
+        When::Recovery => {
+            host.set_disk(DiskFaults {
+                latency: 5_000_000_000..=10_000_000_000,
+                ..DiskFaults::calm()
+            });
+            host.crash(CrashKind::Kill);
+            // It is started again within a second.
+            campaign.advance(later(3));
+            host.jump_wall(jump);
+            host.set_disk(DiskFaults::calm());
+            campaign.advance(later(10));
+        }
     }
-    let later = |seconds| campaign.world.now().after(Duration::from_secs(seconds));
     campaign.advance(later(10));
     if matches!(when, When::RunningThenRestart) {
         host.crash(CrashKind::Kill);
@@ -102,6 +116,7 @@ fn no_jump_of_the_clock_expires_mail_or_makes_a_storm() {
         When::Restart(CrashKind::Kill),
         When::Restart(CrashKind::PowerCut),
         When::RunningThenRestart,
+        When::Recovery,
     ];
     for (seed, when) in (0..).zip(whens) {
         for jump in [HOUR, -HOUR, 31 * 24 * HOUR, -24 * HOUR] {
