@@ -114,17 +114,23 @@ fn one_session_uses_every_connection() {
 // Mail on both shards: together they have no more than the limit, and each has had its part.
 #[test]
 fn two_shards_share_the_connections() {
+    // The simulator, as the kernel, gives each session to a shard by chance, and the balance may
+    // bring few sessions together on one: about half of the seeds have mail on both.
     let mut both = 0;
-    for seed in 0..3 {
+    for seed in 0..12 {
         let campaign = campaign(seed, 6, 600);
         let peak = run(&campaign);
         assert_eq!(peak.receiver, 2 * CONNECTIONS, "seed {seed}");
-        // The kernel, and the simulator, choose each session's shard by chance.
-        both += usize::from(
-            peak.shards
-                .iter()
-                .all(|most| *most >= u64::from(CONNECTIONS)),
-        );
+        if peak.shards.contains(&0) {
+            continue;
+        }
+        for most in peak.shards {
+            assert!(most >= u64::from(CONNECTIONS), "seed {seed}: {most}");
+        }
+        both += 1;
+        if both == 2 {
+            return;
+        }
     }
-    assert!(both >= 2, "both shards had mail in {both} runs of 3 only");
+    panic!("both shards had mail in {both} runs only");
 }
