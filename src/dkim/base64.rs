@@ -8,19 +8,27 @@ const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 /// Appends the base64 text of `bytes`, padded, without line ends.
 pub(crate) fn encode(bytes: &[u8], out: &mut Vec<u8>) {
     out.reserve(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let mut word = 0u32;
-        for index in 0..3 {
-            word = (word << 8) | u32::from(group.get(index).copied().unwrap_or(0));
-        }
-        for index in 0..4 {
-            if index <= group.len() {
-                out.push(ALPHABET[((word >> (18 - 6 * index)) & 63) as usize]);
-            } else {
-                out.push(b'=');
-            }
-        }
+    let (groups, rest) = bytes.as_chunks::<3>();
+    for group in groups {
+        out.extend_from_slice(&characters(*group));
     }
+    match *rest {
+        [a] => {
+            let [first, second, ..] = characters([a, 0, 0]);
+            out.extend_from_slice(&[first, second, b'=', b'=']);
+        }
+        [a, b] => {
+            let [first, second, third, _] = characters([a, b, 0]);
+            out.extend_from_slice(&[first, second, third, b'=']);
+        }
+        _ => {}
+    }
+}
+
+/// The four characters of three octets.
+fn characters([a, b, c]: [u8; 3]) -> [u8; 4] {
+    let word = u32::from_be_bytes([0, a, b, c]);
+    [18, 12, 6, 0].map(|shift| ALPHABET[(word >> shift & 63) as usize])
 }
 
 /// The value of one base64 character. Branchless over the classes, because PEM bodies are secret.

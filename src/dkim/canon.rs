@@ -302,56 +302,60 @@ pub(crate) fn header_field(canon: Canon, field: &[u8], colon: usize, out: &mut V
 
 /// RFC 6376 3.4.2: unfolded, runs of blanks made one, none at either end.
 fn relaxed_value(value: &[u8], out: &mut Vec<u8>) {
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let first = value.iter().position(|byte| !blank(byte));
-    let last = value.iter().rposition(|byte| !blank(byte));
-    let plain = match (first, last) {
-        (Some(first), Some(last)) => &value[first..=last],
-        _ => &[],
-    };
-    // Most values have nothing else to change; no branches, so that the compiler makes vectors.
-    let breaks = |dirty, byte: &u8| dirty | u8::from(matches!(byte, b'\t' | b'\r' | b'\n'));
-    let pairs = plain.iter().zip(plain.iter().skip(1));
-    let doubles = |dirty, (a, b): (&u8, &u8)| dirty | u8::from((*a == b' ') & (*b == b' '));
-    if plain.iter().fold(0, breaks) | pairs.fold(0, doubles) == 0 {
-        out.extend_from_slice(plain);
-        return;
-    }
-    let mut rest = value;
-    let mut blank = false;
     let start = out.len();
+    let mut blank = false;
+    let mut rest = value;
     while !rest.is_empty() {
-        let plain = rest
-            .iter()
-            .position(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
-            .unwrap_or(rest.len());
-        if plain > 0 {
-            if blank && out.len() > start {
-                out.push(b' ');
-            }
-            blank = false;
-            out.extend_from_slice(&rest[..plain]);
-            rest = &rest[plain..];
-            continue;
-        }
-        match rest {
+        let (line, after) = rest.split_at(memchr::memchr(b'\r', rest).unwrap_or(rest.len()));
+        relaxed_words(line, start, &mut blank, out);
+        rest = match after {
             // A fold: the line end goes, the blank after it stays.
-            [b'\r', b'\n', ..] => rest = &rest[2..],
-            [b' ' | b'\t', ..] => {
-                blank = true;
-                rest = &rest[1..];
+            [b'\r', b'\n', after @ ..] => after,
+            // A bare CR (or LF) is an ordinary byte.
+            [bare, after @ ..] => {
+                relaxed_word(std::slice::from_ref(bare), start, &mut blank, out);
+                after
             }
-            // A bare CR or LF is an ordinary byte.
-            _ => {
-                if blank && out.len() > start {
-                    out.push(b' ');
-                }
-                blank = false;
-                out.push(rest[0]);
-                rest = &rest[1..];
-            }
+            [] => after,
+        };
+    }
+}
+
+/// The words of one line of a value that starts at `start` of `out`. `blank`: there is one to
+/// write before the next word.
+fn relaxed_words(line: &[u8], start: usize, blank: &mut bool, out: &mut Vec<u8>) {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let Some(first) = line.iter().position(|byte| !is_blank(byte)) else {
+        *blank |= !line.is_empty();
+        return;
+    };
+    *blank |= first > 0;
+    let last = line.iter().rposition(|byte| !is_blank(byte));
+    let words = &line[first..=last.unwrap_or(first)];
+    // Most lines have nothing to change; no branches, so that the compiler makes vectors.
+    let tabs = |dirty, byte: &u8| dirty | u8::from(*byte == b'\t');
+    let pairs = words.iter().zip(words.iter().skip(1));
+    let doubles = |dirty, (a, b): (&u8, &u8)| dirty | u8::from((*a == b' ') & (*b == b' '));
+    if words.iter().fold(0, tabs) | pairs.fold(0, doubles) == 0 {
+        relaxed_word(words, start, blank, out);
+    } else {
+        let words = words.split(is_blank).filter(|word| !word.is_empty());
+        for word in words {
+            relaxed_word(word, start, blank, out);
+            *blank = true;
         }
     }
+    *blank = first + words.len() < line.len();
+}
+
+/// Bytes without anything to change, behind a blank if there is one to write.
+fn relaxed_word(word: &[u8], start: usize, blank: &mut bool, out: &mut Vec<u8>) {
+    // None before the first word.
+    if *blank && out.len() > start {
+        out.push(b' ');
+    }
+    *blank = false;
+    out.extend_from_slice(word);
 }
 
 #[cfg(test)]
@@ -461,6 +465,53 @@ mod tests {
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
             (self.0 >> 33) as usize % bound
+        }
+    }
+
+    /// RFC 6376 3.4.2, step by step.
+    fn relaxed_by_the_book(value: &[u8]) -> Vec<u8> {
+        let mut unfolded = Vec::new();
+        let mut rest = value;
+        while let Some((byte, after)) = rest.split_first() {
+            if let Some(after) = rest.strip_prefix(b"\r\n") {
+                rest = after;
+                continue;
+            }
+            let blank = matches!(byte, b' ' | b'\t');
+            if !(blank && matches!(unfolded.last(), None | Some(b' '))) {
+                unfolded.push(if blank { b' ' } else { *byte });
+            }
+            rest = after;
+        }
+        if unfolded.ends_with(b" ") {
+            unfolded.pop();
+        }
+        unfolded
+    }
+
+    #[test]
+    fn random_fields_match_the_book() {
+        const PIECES: [&[u8]; 9] = [
+            b" ",
+            b"\t",
+            b"\r\n ",
+            b"\r\n\t",
+            b"\r",
+            b"\n",
+            b"word",
+            b"two words",
+            b"\xe4",
+        ];
+        let mut chance = Chance(342);
+        for _ in 0..20_000 {
+            let pieces = (0..chance.below(12)).map(|_| PIECES[chance.below(PIECES.len())]);
+            let value = pieces.collect::<Vec<_>>().concat();
+            let mut out = Vec::new();
+            header_field(Canon::Relaxed, &[b"A:", &value[..]].concat(), 1, &mut out);
+            // The final line end of the field belongs to the field, not to the value.
+            let value = value.strip_suffix(b"\r\n").unwrap_or(&value);
+            let expected = [b"a:", &relaxed_by_the_book(value)[..], b"\r\n"].concat();
+            assert_eq!(out, expected, "{:?}", String::from_utf8_lossy(value));
         }
     }
 

@@ -118,9 +118,7 @@ impl<P: Port> SignService<P> {
         if !ring.refuses_unsigned() {
             return Ok(());
         }
-        // Where the header ends with its empty line, the scan has seen each of its fields.
-        let whole = content.get(scan.end..scan.body) == Some(b"\r\n");
-        let plain = whole && self.options.fits(scan.fields as usize);
+        let plain = header_of(content, scan).is_some() && self.options.fits(scan.fields as usize);
         if !(plain && scan.from_domain.is_some()) {
             signable(&content[..body_start(content)], &self.options).map_err(SignError::Form)?;
         }
@@ -215,7 +213,10 @@ impl<P: Port> SignService<P> {
             // It had a key when it was submitted, and the key is gone.
             Choice::Reject => return Err(SignError::NoKey),
         };
-        let start = body_start(content);
+        let start = match header_of(content, &scan) {
+            Some(header) => header.len(),
+            None => body_start(content),
+        };
         let body = self.body_hash(held, start).await;
         match prepare(&content[..start], &body, &identities, &self.options, now) {
             Ok(job) => Ok(Some(job)),
@@ -346,6 +347,12 @@ const COMPANY_WAIT: Duration = Duration::from_millis(1);
 /// The name of a form of a message: only a message with octets above 127 has another, without.
 fn key(form: &Held) -> (MessageId, bool) {
     (form.id, form.eight_bit)
+}
+
+/// The header with its empty line, where it has one: then the scan has seen each of its fields.
+fn header_of<'a>(content: &'a [u8], scan: &HeaderScan) -> Option<&'a [u8]> {
+    let whole = content.get(scan.end..scan.body) == Some(b"\r\n");
+    content.get(..scan.body).filter(|_| whole)
 }
 
 /// The domain of the first From address, if it has one.
