@@ -266,8 +266,14 @@ pub trait Port: Clone + 'static {
     ) -> impl Future<Output = (Block, io::Result<()>)>;
 
     /// Gives the file `len` bytes of zeros, written and synced, so that later overwrites need no
-    /// file system journal; slowly, between other work.
-    fn prewrite(&self, file: &Self::File, len: u64) -> impl Future<Output = io::Result<()>>;
+    /// file system journal. After each portion of half a megabyte or so the disk is left to others
+    /// for as long as `pause` says.
+    fn prewrite(
+        &self,
+        file: &Self::File,
+        len: u64,
+        pause: impl Fn() -> Duration,
+    ) -> impl Future<Output = io::Result<()>>;
 
     /// Maps the file for reading.
     fn map(&self, file: &Self::File) -> io::Result<Arc<Self::Map>>;

@@ -740,7 +740,8 @@ impl<P: Port> Inner<P> {
             other => other?,
         };
         if prewrite {
-            self.port.prewrite(&file, len).await?;
+            let pause = || self.core.borrow().making_pause(log);
+            self.port.prewrite(&file, len, pause).await?;
         }
         self.port.sync_directory(&self.directory).await?;
         self.files.borrow_mut().insert((log, segment), file);

@@ -58,6 +58,23 @@ impl Spool {
         number
     }
 
+    /// How long a segment that is being made leaves the disk to others after each portion of it.
+    ///
+    /// None where mail could wait for it soon. Else most of the time: 64 MiB at once keep the
+    /// writes of everybody's mail waiting for a tenth of a second.
+    #[must_use]
+    pub fn making_pause(&self, log: Log) -> Duration {
+        let free = |s: &Segment| s.phase == Phase::Free && !s.large;
+        let active = self.mail.active.and_then(|active| self.mail.get(active));
+        let half_full = active.is_none_or(|active| active.room() < active.len / 2);
+        match (log, self.mail.count(free), half_full) {
+            // They are small.
+            (Log::State, ..) | (Log::Message, 0, true) => Duration::ZERO,
+            (Log::Message, 0, false) => limits::SPOOL_MAKING_PAUSE / 4,
+            (Log::Message, ..) => limits::SPOOL_MAKING_PAUSE,
+        }
+    }
+
     /// Writes a new header to a segment, which ends its earlier life.
     pub(super) fn restamp(&mut self, log: Log, number: u32) {
         let stamp = self.stamp();

@@ -278,7 +278,10 @@ fn a_power_cut_keeps_what_was_durable_and_tears_the_rest() {
         let inner = port.clone();
         run(&world, &port, async move {
             let log = inner.open(&file(), OpenMode::Create).unwrap();
-            inner.prewrite(&log, 65_536).await.unwrap();
+            inner
+                .prewrite(&log, 65_536, || Duration::ZERO)
+                .await
+                .unwrap();
             inner.sync_directory(Path::new(DIR)).await.unwrap();
             inner.write_durable(&log, 0, page(1)).await.1.unwrap();
             let late = inner.clone();
@@ -372,7 +375,10 @@ fn a_disk_shows_writes_and_reports_errors() {
     let disk = left.clone();
     run(&world, &port, async move {
         let log = inner.open(&file(), OpenMode::Create).unwrap();
-        inner.prewrite(&log, 65_536).await.unwrap();
+        inner
+            .prewrite(&log, 65_536, || Duration::ZERO)
+            .await
+            .unwrap();
         inner.sync_directory(Path::new(DIR)).await.unwrap();
         let map = inner.map(&log).unwrap();
         inner.write_durable(&log, 4_096, page(3)).await.1.unwrap();

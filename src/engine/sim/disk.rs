@@ -568,45 +568,48 @@ fn finish_write(world: &World, inode: &Inode, write: &Write, fate: Fate) -> io::
     Err(errno(Errno::EIO))
 }
 
-pub(super) async fn prewrite(
-    world: &Rc<World>,
-    (disk, process): (&Disk, &Rc<Process>),
-    file: &SimFile,
-    len: u64,
-) -> io::Result<()> {
+/// Whether a file may grow to `len` bytes.
+pub(super) fn has_room(world: &Rc<World>, disk: &Disk, file: &SimFile, len: u64) -> io::Result<()> {
     let inode = &file.0;
     if len.saturating_sub(inode.len.get()) > disk.free() {
         world.note("no space", inode.number, len);
         return Err(errno(Errno::ENOSPC));
     }
-    let mut done = 0;
-    while done < len {
-        let part = done..len.min(done + PREWRITE);
-        done = part.end;
-        let faults = disk.faults.borrow().clone();
-        let fails = world.random.chance(faults.write_error);
-        let pending = Pending::new();
-        let (answer, inode, process) = (Rc::clone(&pending), Rc::clone(inode), Rc::clone(process));
-        world.schedule(
-            world.now().after(draw_latency(world, &faults)),
-            move |world| {
-                if process.dead.get() {
-                    return;
-                }
-                world.note("prewrite", inode.number, part.start);
-                if fails {
-                    answer.end(Err(errno(Errno::EIO)));
-                    return;
-                }
-                // Synced part by part: earlier than a disk must, and a crash in between is drawn
-                // anyway.
-                inode.durable.borrow_mut().zero(part.clone());
-                answer.end(inode.show_zeros(&part));
-            },
-        );
-        pending.ended().await?;
-    }
     Ok(())
+}
+
+/// Writes the first portion of a range with zeros, and says where it ends.
+pub(super) async fn zero(
+    world: &Rc<World>,
+    (disk, process): (&Disk, &Rc<Process>),
+    file: &SimFile,
+    range: Range<u64>,
+) -> io::Result<u64> {
+    let part = range.start..range.end.min(range.start + PREWRITE);
+    let end = part.end;
+    let faults = disk.faults.borrow().clone();
+    let fails = world.random.chance(faults.write_error);
+    let pending = Pending::new();
+    let (answer, inode, process) = (Rc::clone(&pending), Rc::clone(&file.0), Rc::clone(process));
+    world.schedule(
+        world.now().after(draw_latency(world, &faults)),
+        move |world| {
+            if process.dead.get() {
+                return;
+            }
+            world.note("prewrite", inode.number, part.start);
+            if fails {
+                answer.end(Err(errno(Errno::EIO)));
+                return;
+            }
+            // Synced part by part: earlier than a disk must, and a crash in between is drawn
+            // anyway.
+            inode.durable.borrow_mut().zero(part.clone());
+            answer.end(inode.show_zeros(&part));
+        },
+    );
+    pending.ended().await?;
+    Ok(end)
 }
 
 /// The time that an operation on a name, or on a map as a whole, takes.

@@ -433,9 +433,23 @@ impl Port for SimPort {
         disk::write_durable(&self.world, &self.machine.disk, file, offset, block).await
     }
 
-    async fn prewrite(&self, file: &SimFile, len: u64) -> io::Result<()> {
+    async fn prewrite(
+        &self,
+        file: &SimFile,
+        len: u64,
+        pause: impl Fn() -> Duration,
+    ) -> io::Result<()> {
         let owner = (&self.machine.disk, self.process());
-        disk::prewrite(&self.world, owner, file, len).await
+        disk::has_room(&self.world, owner.0, file, len)?;
+        let mut zeroed = 0;
+        while zeroed < len {
+            zeroed = disk::zero(&self.world, owner, file, zeroed..len).await?;
+            let pause = pause();
+            if zeroed < len && !pause.is_zero() {
+                self.sleep_until(self.now().after(pause)).await;
+            }
+        }
+        Ok(())
     }
 
     fn map(&self, file: &SimFile) -> io::Result<Arc<SimMap>> {

@@ -348,8 +348,22 @@ impl Port for UringPort {
         disk::write_durable(&self.0, file, offset, block).await
     }
 
-    async fn prewrite(&self, file: &UringFile, len: u64) -> io::Result<()> {
-        disk::prewrite(&self.0, file, len).await
+    async fn prewrite(
+        &self,
+        file: &UringFile,
+        len: u64,
+        pause: impl Fn() -> Duration,
+    ) -> io::Result<()> {
+        disk::allocate(&self.0, file, len).await?;
+        let mut zeroed = 0;
+        while zeroed < len {
+            zeroed = disk::zero(&self.0, file, zeroed..len).await?;
+            let pause = pause();
+            if zeroed < len && !pause.is_zero() {
+                self.sleep_until(self.now().after(pause)).await;
+            }
+        }
+        disk::sync(&self.0, file).await
     }
 
     fn map(&self, file: &UringFile) -> io::Result<Arc<UringMap>> {

@@ -666,7 +666,9 @@ async fn writes_and_reads(port: UringPort, directory: PathBuf) {
     assert_eq!(again, Some(io::ErrorKind::AlreadyExists));
     // More than one chunk of zeros, and a rest.
     let size = (2 << 20) + 4096;
-    port.prewrite(&file, size).await.expect("prewrite");
+    port.prewrite(&file, size, || Duration::ZERO)
+        .await
+        .expect("prewrite");
     assert_eq!(port.file_len(&file).expect("len"), size);
     let map = port.map(&file).expect("map");
     assert!(map.bytes().iter().all(|byte| *byte == 0));
@@ -688,7 +690,7 @@ async fn writes_and_reads(port: UringPort, directory: PathBuf) {
         odd.err().map(|error| error.kind()),
         Some(io::ErrorKind::InvalidInput)
     );
-    assert!(port.prewrite(&file, 100).await.is_err());
+    assert!(port.prewrite(&file, 100, || Duration::ZERO).await.is_err());
     port.sync_directory(&directory).await.expect("sync");
     assert_eq!(port.list(&directory).expect("list"), ["segment"]);
     assert!(port.free_space(&directory).expect("space") > 0);
