@@ -88,9 +88,7 @@ impl Control {
     ) -> Result<Self, String> {
         let resolver = resolver(&snapshot.dns)?;
         let socket = match &snapshot.admin.socket {
-            Some(path) => {
-                Some(AdminSocket::bind(path).map_err(|error| format!("admin.socket: {error}"))?)
-            }
+            Some(path) => Some(AdminSocket::bind(path).map_err(|error| error.to_string())?),
             None => None,
         };
         let draining = Arc::new(AtomicBool::new(false));

@@ -264,6 +264,10 @@ pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
 /// Settlements of one state group: 64 KiB of records.
 pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
 
+/// Free space under which new mail is refused, unless configured otherwise: a quarter of a minute
+/// of settlements and stragglers at full speed, which need room to make room.
+pub const SPOOL_LOW_WATER_BYTES: u64 = 256 << 20;
+
 /// Rest of the disk after each half megabyte of a segment that is made in advance: with 10 ms a
 /// segment of 64 MiB is there after 1.4 s, and takes a twentieth of what a disk of 1 GB/s gives.
 pub const SPOOL_MAKING_PAUSE: Duration = Duration::from_millis(10);

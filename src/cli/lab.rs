@@ -466,6 +466,12 @@ pub fn show_demo(report: &DemoReport) -> String {
         report.kills,
         report.spool_bytes >> 20,
     );
+    if report.contradicted + report.unknown > 0 {
+        let (both, unknown) = (report.contradicted, report.unknown);
+        out.push_str(&format!(
+            "delivered and bounced {both}\nnever sent  {unknown}\n"
+        ));
+    }
     if let Some(directory) = &report.directory {
         out.push_str(&format!("kept in     {}\n", directory.display()));
     }
@@ -490,7 +496,7 @@ mod tests {
         T::from_arg_matches(&command.try_get_matches_from(words)?)
     }
 
-    // The options that the issue names arrive where the laboratory looks for them.
+    // All options arrive where the laboratory looks for them.
     #[test]
     fn words_become_options() {
         let load: LoadArgs = parse(&[

@@ -114,8 +114,13 @@ pub struct DemoReport {
     pub duplicates: u64,
     /// Duplicates that crashes explain at most: what was in flight at each kill.
     pub duplicates_explained_max: u64,
+    /// Recipients that were delivered to and reported as failed; a crash explains it as it
+    /// explains a duplicate.
+    pub contradicted: u64,
     /// Deliveries that differ from what was injected.
     pub corrupt: u64,
+    /// Deliveries that nobody asked for.
+    pub unknown: u64,
     /// From the first connection to the last acknowledgement.
     pub seconds: f64,
     /// Acknowledged messages per second.
@@ -144,12 +149,13 @@ pub struct DemoReport {
 }
 
 impl DemoReport {
-    /// Whether the promise was kept: nothing lost, nothing corrupt, no duplicate that no crash
-    /// explains, and an orderly end.
+    /// Whether the promise was kept: nothing lost, corrupt or unheard of, no duplicate and no
+    /// contradiction that no crash explains, and an orderly end.
     #[must_use]
     pub fn holds(&self) -> bool {
-        let kept = self.lost == 0 && self.corrupt == 0;
-        kept && self.duplicates <= self.duplicates_explained_max && self.clean_exit
+        let kept = self.lost == 0 && self.corrupt == 0 && self.unknown == 0;
+        let explained = self.duplicates.saturating_add(self.contradicted);
+        kept && explained <= self.duplicates_explained_max && self.clean_exit
     }
 }
 
@@ -345,7 +351,9 @@ fn play(
         lost: verdict.lost,
         duplicates: verdict.duplicates,
         duplicates_explained_max: stage.explained,
+        contradicted: verdict.contradicted,
         corrupt: verdict.corrupt,
+        unknown: verdict.unknown,
         seconds: load.seconds,
         messages_per_second: load.messages_per_second,
         seconds_end_to_end: end_to_end,

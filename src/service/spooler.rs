@@ -434,6 +434,16 @@ impl<P: Port> Spooler<P> {
         false
     }
 
+    /// Has the disk tried at once after it failed, or was full. Whether there is anything to try.
+    pub fn probe_now(&self) -> bool {
+        let now = self.0.port.now();
+        let waits = self.0.core.borrow_mut().probe_now(now);
+        if waits {
+            self.0.wake.raise();
+        }
+        waits
+    }
+
     /// The spool in figures.
     #[must_use]
     pub fn status(&self) -> SpoolStatus {

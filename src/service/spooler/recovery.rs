@@ -285,7 +285,12 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
         shard: config.shard,
         segment_bytes: segment / block * block,
         state_segment_bytes: state.max(limits::SPOOL_STATE_SEGMENT_BYTES_MIN) / block * block,
-        low_water_bytes: config.low_water_bytes.min(budget / 16),
+        // What somebody has asked for is kept; what nobody has chosen must not make a small disk
+        // useless.
+        low_water_bytes: match config.low_water_bytes {
+            limits::SPOOL_LOW_WATER_BYTES => limits::SPOOL_LOW_WATER_BYTES.min(budget / 16),
+            chosen => chosen,
+        },
         // What a backlog leaves is used again by the next one, where the disk has room for it.
         free_kept: u32::try_from(budget / 64 / segment.max(1))
             .unwrap_or(u32::MAX)

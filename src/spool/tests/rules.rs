@@ -61,6 +61,33 @@ impl World {
     }
 }
 
+// An operator who has mended the disk does not wait for the next probe.
+#[test]
+fn a_failed_disk_is_tried_when_told() {
+    let mut world = ready(1);
+    world.append();
+    world.pump();
+    assert!(!world.spool.probe_now(world.now), "there is nothing to try");
+    world.fail_mail_group();
+    world.pump();
+    let making = |world: &World| {
+        let is_probe = |action: &Action| match action {
+            Action::Create { log, .. } => *log == Log::Message,
+            Action::Write { log, offset, .. } => *log == Log::Message && *offset == 0,
+            _ => false,
+        };
+        world
+            .in_flight
+            .iter()
+            .filter(|action| is_probe(action))
+            .count()
+    };
+    let before = making(&world);
+    assert!(world.spool.probe_now(world.now));
+    world.pump();
+    assert!(making(&world) > before, "a probe is under way at once");
+}
+
 // A message that was refused because its sync failed, but is whole on the disk, is under a
 // tombstone before any later message is acknowledged: a power cut after that cannot bring it back.
 #[test]
