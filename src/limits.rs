@@ -433,7 +433,7 @@ pub const MAILBOX_LETTERS_MAX: usize = 16_384;
 /// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
 pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
 
-/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
+/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message.
 pub const RESOLVER_TTL_MIN: Duration = Duration::from_secs(5);
 
 /// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).

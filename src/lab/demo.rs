@@ -217,7 +217,8 @@ impl Place {
 /// Runs the demo.
 ///
 /// # Errors
-/// Whatever keeps it from reaching a result; then everything is left in its directory.
+/// Whatever keeps it from reaching a result; then everything is left in its directory, unless what
+/// was asked for makes no sense.
 pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
     if options.messages == 0 {
         return Err(LabError::Options("a demo needs a message"));
@@ -225,6 +226,15 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
     let mix = Mix::parse(&options.personalities)
         .map_err(|_| LabError::Options("a personality makes no sense; see `demo --help`"))?;
     let place = Place::make(&options)?;
+    let result = run_in(&place, mix, options);
+    let senseless = matches!(result, Err(LabError::Options(_) | LabError::Template(_)));
+    if senseless && place.temporary {
+        place.remove()?;
+    }
+    result
+}
+
+fn run_in(place: &Place, mix: Mix, options: DemoOptions) -> Result<DemoReport, LabError> {
     let arrived: Arc<SinkCounters> = Arc::default();
     let sink = Sink::start(SinkOptions {
         port: 0,
@@ -237,9 +247,9 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
         ..SinkOptions::default()
     })?;
     let listener = free_address().map_err(|error| LabError::Daemon(place.log(), error))?;
-    let daemon = start_daemon(&options, &place, &sink, listener)?;
+    let daemon = start_daemon(&options, place, &sink, listener)?;
     let mut stage = Stage::new(&options, daemon, &sink, arrived, place.sent());
-    let report = play(&mut stage, &place, listener)?;
+    let report = play(&mut stage, place, listener)?;
     drop(stage);
     sink.stop()?;
     if place.temporary && report.holds() {
@@ -247,7 +257,7 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
         return Ok(report);
     }
     Ok(DemoReport {
-        directory: Some(place.directory),
+        directory: Some(place.directory.clone()),
         ..report
     })
 }

@@ -171,7 +171,7 @@ fn a_rate_is_reported_with_both_latencies() {
     };
     let report = load::run(load).unwrap();
     assert_eq!((report.accepted, report.rate), (300, Some(5_000.0)));
-    // The keys that programs read in every report of the laboratory; null says "not seen from here".
+    // The keys that programs read in every report; null says "not seen from here".
     let json = serde_json::to_value(&report).unwrap();
     for key in [
         "delivered",

@@ -35,7 +35,7 @@ fn storm(options: DemoOptions) -> DemoReport {
     report
 }
 
-// R1: as many kills as are asked for, in as many campaigns as that takes: a slow machine has fewer
+// As many kills as are asked for, in as many campaigns as that takes: a slow machine has fewer
 // of them per campaign.
 #[test]
 fn killed_during_a_campaign_nothing_is_lost_and_only_what_was_in_flight_comes_twice() {
@@ -126,7 +126,7 @@ fn harm(arrivals: &[Arrival], kills: &[Kill]) -> Vec<Harm> {
     harm
 }
 
-// R1: what comes twice is held against what was in flight at the kill between, each by itself.
+// What comes twice is held against what was in flight at the kill between, each by itself.
 #[test]
 fn each_kill_repeats_only_what_was_in_flight_at_it() {
     let (wanted, rate, life) = if is_long() {
