@@ -39,10 +39,12 @@ use crate::message::{Content, Envelope, MessageId};
 use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
-    Action, Alarm, AppendError, Completion, Extent, Outcome, PendingRecipient, Place, Queued,
-    ReadError, RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, Place, Queued, ReadError,
+    RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored, Waiting,
 };
 use crate::time::{Mono, Wall};
+
+use self::read::Rescue;
 
 mod late;
 mod quarantine;
@@ -370,15 +372,24 @@ impl<P: Port> Spooler<P> {
     /// # Errors
     /// See [`ReadError`]. A damaged message goes to quarantine and is settled as such.
     pub async fn read(&self, id: MessageId) -> Result<StoredMessage, ReadError> {
-        let extent = self.0.core.borrow().find(id).ok_or(ReadError::Gone)?;
-        let result = match self.0.record(id, &extent).await {
-            Ok(record) => record.message(),
-            Err(error) => Err(error),
-        };
-        if matches!(result, Err(ReadError::Damaged)) {
-            self.condemn(id, &extent).await;
+        loop {
+            let extent = self.0.core.borrow().find(id).ok_or(ReadError::Gone)?;
+            let result = match self.0.record(id, &extent).await {
+                Ok(record) => record.message(),
+                Err(error) => Err(error),
+            };
+            if !matches!(result, Err(ReadError::Damaged)) {
+                return result;
+            }
+            match self.0.rescue(id, &extent).await {
+                Rescue::Moved => {}
+                Rescue::Later => return Err(ReadError::Io),
+                Rescue::None => {
+                    self.condemn(id, &extent).await;
+                    return result;
+                }
+            }
         }
-        result
     }
 
     /// The next messages that recovery found, at most `max`; empty at the end, and only there.
@@ -395,7 +406,7 @@ impl<P: Port> Spooler<P> {
                 cursor.next = 0;
                 continue;
             }
-            let waiting = self.0.core.borrow().waiting_at(segment, cursor.next);
+            let waiting = self.0.core.borrow_mut().load_at(segment, cursor.next);
             cursor.next += 1;
             let Some(waiting) = waiting else { continue };
             let id = waiting.0;
@@ -408,28 +419,39 @@ impl<P: Port> Spooler<P> {
 
     /// Reads the envelope of a message that waits and adds it to `out`, unless it is to be put
     /// aside. True when the disk did not give it: it is to be tried again.
-    async fn load_one(
-        &self,
-        (id, extent, pending): (MessageId, Extent, Vec<PendingRecipient>),
-        out: &mut Vec<Loaded>,
-    ) -> bool {
+    async fn load_one(&self, waiting: Waiting, out: &mut Vec<Loaded>) -> bool {
+        let id = waiting.0;
         if self.0.is_condemned(id) {
             self.set_aside(id).await;
             return false;
         }
-        match self.0.head_in_hand(id, &extent).await {
-            Ok((record, envelope)) => out.push(Loaded {
-                queued: Queued {
-                    id,
-                    location: extent.location,
-                    received_at: record.received_at,
-                    pending,
-                },
-                envelope,
-            }),
-            Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-            Err(ReadError::Io) => return true,
-            Err(ReadError::Gone) => {}
+        let mut waiting = Some(waiting);
+        while let Some((_, extent, pending)) = waiting {
+            match self.0.head_in_hand(id, &extent).await {
+                Ok((record, envelope)) => {
+                    out.push(Loaded {
+                        queued: Queued {
+                            id,
+                            location: extent.location,
+                            received_at: record.received_at,
+                            pending,
+                        },
+                        envelope,
+                    });
+                    return false;
+                }
+                Err(ReadError::Io) => return true,
+                Err(ReadError::Gone) => return false,
+                Err(ReadError::Damaged) => {}
+            }
+            match self.0.rescue(id, &extent).await {
+                Rescue::Moved => waiting = self.0.core.borrow().waiting(id),
+                Rescue::Later => return true,
+                Rescue::None => {
+                    self.condemn(id, &extent).await;
+                    return false;
+                }
+            }
         }
         false
     }
@@ -671,17 +693,33 @@ impl<P: Port> Spooler<P> {
         inner.removing.set(false);
     }
 
+    /// The record of a message that was to be copied is damaged: what to say of it.
+    async fn damaged_copy(&self, id: MessageId, extent: &Extent) -> ReadError {
+        match self.0.rescue(id, extent).await {
+            // Not there any more.
+            Rescue::Moved => ReadError::Gone,
+            Rescue::Later => ReadError::Io,
+            Rescue::None => {
+                if let Err(error) = self.0.quarantine(id, extent).await {
+                    tracing::warn!(
+                        %id, %error, "a damaged message could not be put into quarantine"
+                    );
+                }
+                ReadError::Damaged
+            }
+        }
+    }
+
     async fn copy(&self, id: MessageId, from: Place) {
         let extent = self.0.core.borrow().copy_source(from);
         let read = match &extent {
             Some(extent) => self.0.record(id, extent).await,
             None => Err(ReadError::Gone),
         };
-        if let (Err(ReadError::Damaged), Some(extent)) = (&read, &extent)
-            && let Err(error) = self.0.quarantine(id, extent).await
-        {
-            tracing::warn!(%id, %error, "a damaged message could not be put into quarantine");
-        }
+        let read = match (read, &extent) {
+            (Err(ReadError::Damaged), Some(extent)) => Err(self.damaged_copy(id, extent).await),
+            (read, _) => read,
+        };
         let now = self.0.port.now();
         let mut core = self.0.core.borrow_mut();
         match &read {

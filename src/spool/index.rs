@@ -76,7 +76,7 @@ pub(super) fn from_seconds(seconds: u32) -> Wall {
 }
 
 /// Where a slot is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub(super) segment: u32,
     pub(super) slot: u32,
