@@ -482,6 +482,19 @@ impl<P: Port> Spooler<P> {
         self.0.core.borrow().find(id).is_some()
     }
 
+    /// Recipients of a message that have reached their end, as runs: first, how many. `None` for a
+    /// message that is not here, or has no recipient that waits.
+    #[must_use]
+    pub fn ended(&self, id: MessageId) -> Option<Vec<(u32, u32)>> {
+        self.0.core.borrow().ended(id)
+    }
+
+    /// Whether this recipient of a message waits.
+    #[must_use]
+    pub fn waits(&self, id: MessageId, recipient: u32) -> bool {
+        self.0.core.borrow().waits(id, recipient)
+    }
+
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten
     /// seconds of a failing disk: recovery finds all that was acknowledged anyway.
     pub async fn close(&self) {

@@ -261,6 +261,11 @@ impl Progress {
         self.total
     }
 
+    /// Whether there is such a recipient, not at its end.
+    pub(super) fn waits(&self, recipient: u32) -> bool {
+        recipient < self.total && !self.is_settled(recipient)
+    }
+
     fn is_settled(&self, recipient: u32) -> bool {
         self.settled[recipient as usize / 64] >> (recipient % 64) & 1 == 1
     }

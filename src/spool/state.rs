@@ -450,6 +450,25 @@ impl Spool {
             .filter(|waiting| waiting.0 == id)
     }
 
+    /// Recipients of a waiting message that have reached their end, as runs: first, how many.
+    /// `None` for a message that does not wait.
+    #[must_use]
+    pub fn ended(&self, id: MessageId) -> Option<Vec<(u32, u32)>> {
+        self.find(id)?;
+        let progress = self.progress.get(&id.sequence());
+        Some(progress.map_or_else(Vec::new, |progress| progress.settled_runs()))
+    }
+
+    /// Whether this recipient of a message has not reached its end.
+    #[must_use]
+    pub fn waits(&self, id: MessageId, recipient: u32) -> bool {
+        let place = self.find(id).and_then(|_| self.place(id.sequence()));
+        place.is_some_and(|place| match self.progress.get(&id.sequence()) {
+            Some(progress) => progress.waits(recipient),
+            None => recipient < self.total_recipients(place),
+        })
+    }
+
     /// The message segments and the number of records in each, in the order of their numbers.
     #[must_use]
     pub fn census(&self) -> Vec<(u32, u32)> {

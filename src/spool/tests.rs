@@ -506,6 +506,14 @@ impl World {
                 let (_, content, _) =
                     got.unwrap_or_else(|e| panic!("{id}: {e:?} {extent:?} {promise:?}"));
                 assert_eq!(checksum(&content), promise.sum, "content of {id}");
+                let ended = self.spool.ended(id).expect("waits");
+                for recipient in 0..promise.recipients {
+                    let waits = pending.iter().any(|p| p.index == recipient);
+                    assert_eq!(self.spool.waits(id, recipient), waits, "{id}/{recipient}");
+                    let mut runs = ended.iter().map(|(first, count)| *first..first + count);
+                    assert_eq!(runs.any(|run| run.contains(&recipient)), !waits, "{id}");
+                }
+                assert!(!self.spool.waits(id, promise.recipients));
                 let list = pending.iter().map(|p| (p.index, p.attempts)).collect();
                 assert!(
                     found.insert(id.sequence(), list).is_none(),

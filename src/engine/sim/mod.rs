@@ -301,6 +301,12 @@ impl SimHost {
         self.machine.disk.flip(path, byte)
     }
 
+    /// Nothing of a file can be read until then, while [`DiskFaults::outage`] is above zero. False
+    /// when there is no such file.
+    pub fn hide(&self, path: &Path, until: Mono) -> bool {
+        self.machine.disk.hide(path, until)
+    }
+
     /// Sets its date forward or back.
     pub fn jump_wall(&self, millis: i64) {
         self.world.note(
