@@ -278,7 +278,7 @@ impl<P: Port> Dispatch<P> {
                 if let Some(me) = me.upgrade() {
                     me.count_settlement(settlement.kind);
                     if settlement.kind == SettlementKind::Quarantined {
-                        me.clear_suspect(settlement.id);
+                        me.is_aside(settlement.id);
                     }
                 }
             });

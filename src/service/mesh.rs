@@ -46,6 +46,8 @@ pub enum ShardMessage {
     Settle(Settlement),
     /// Home shard to storing shard: put this message into quarantine; it was in hand too often.
     SetAside(MessageId),
+    /// Shard to all others: this message was in hand too often here; do not try it either.
+    Condemned(MessageId),
     /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
     Bounce(Box<Bounce>),
     /// Shard to shard: I have mail for this egress path, and you and others its connections.

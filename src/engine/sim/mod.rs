@@ -98,6 +98,7 @@ impl SimWorld {
             crashes: Cell::new(0),
             crash_waiters: RefCell::default(),
             poison: RefCell::default(),
+            strikes: Cell::new(0),
             on_fatal: RefCell::default(),
         });
         world.machines.borrow_mut().push(Rc::clone(&machine));
@@ -249,6 +250,12 @@ impl SimHost {
     /// one message would; an empty one ends that.
     pub fn poison(&self, needle: &[u8], how: Poison) {
         self.machine.poison.replace(Some((needle.to_vec(), how)));
+    }
+
+    /// How often its poison struck.
+    #[must_use]
+    pub fn strikes(&self) -> u64 {
+        self.machine.strikes.get()
     }
 
     /// How often its process was ended.

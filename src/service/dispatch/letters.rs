@@ -62,6 +62,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
             ShardMessage::MakeRoom { source, site } => self.make_room(source, &site),
             ShardMessage::SetAside(id) => self.set_aside(id),
+            ShardMessage::Condemned(id) => self.condemned(id),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.

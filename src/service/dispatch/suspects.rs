@@ -85,17 +85,17 @@ impl<P: Port> Dispatch<P> {
         .await;
     }
 
-    /// An attempt has ended without a crash.
+    /// An attempt has ended without a crash. It says nothing for one that is condemned meanwhile.
     pub(super) fn acquit(&self, id: MessageId) {
-        if self.hands.is_suspect(id) {
+        if self.hands.is_suspect(id) && !self.hands.is_condemned(id) {
             self.hands.tried(id);
             self.suspect_changed.raise();
         }
     }
 
-    /// The message is at its end, or its sender has been told: it is no suspect any more.
+    /// Its sender has been told: the message is no suspect any more, unless it is condemned.
     pub(super) fn clear_suspect(&self, id: MessageId) {
-        if self.hands.is_suspect(id) {
+        if self.hands.is_suspect(id) && !self.hands.is_condemned(id) {
             self.hands.clear(id);
             self.suspect_changed.raise();
         }
@@ -111,7 +111,7 @@ impl<P: Port> Dispatch<P> {
             let crashes = self.hands.crashes(id);
             tracing::error!(%id, crashes, "in hand when a connection's task panicked");
             let deferred = if self.hands.is_condemned(id) {
-                self.set_aside(id);
+                self.condemn(id);
                 None
             } else {
                 self.left_of(&taken)
@@ -142,6 +142,27 @@ impl<P: Port> Dispatch<P> {
             .filter(|recipient| !taken.settled.contains(recipient))
             .collect();
         Recipients::many(&left)
+    }
+
+    /// A message is not tried any more, by no shard, and put aside.
+    fn condemn(&self, id: MessageId) {
+        for shard in (0..self.settings.shards).filter(|shard| *shard != self.settings.shard) {
+            self.post(shard, ShardMessage::Condemned(id));
+        }
+        self.set_aside(id);
+    }
+
+    /// Another shard has condemned a message: entries of it that are here go when their turn comes,
+    /// and the next suspect's comes at once.
+    pub(super) fn condemned(&self, id: MessageId) {
+        self.hands.condemn(id);
+        self.suspect_changed.raise();
+    }
+
+    /// The message is in quarantine: entries of it go as the condemned do.
+    pub(super) fn is_aside(&self, id: MessageId) {
+        self.hands.put_aside(id);
+        self.suspect_changed.raise();
     }
 
     /// Puts a message aside, wherever it is stored.

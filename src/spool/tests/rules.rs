@@ -636,7 +636,7 @@ fn a_message_with_a_whole_record_is_not_lost() {
             rot(&mut one, &mut random)
         };
         world.files.append(&mut one);
-        for start in 0..2 {
+        for (start, half) in halves.iter_mut().enumerate() {
             world.spool = recover(&world.files, config(seed), world.now).0;
             let spool = &world.spool;
             let slots = spool.mail.iter().flat_map(|(_, segment)| &segment.slots);
@@ -647,7 +647,7 @@ fn a_message_with_a_whole_record_is_not_lost() {
             }
             for (id, one, other) in &records {
                 let whole = [one, other].map(|record| world.is_whole(*id, record));
-                halves[start] += usize::from(whole[0] != whole[1]);
+                *half += usize::from(whole[0] != whole[1]);
                 let found = world.spool.find(*id);
                 let others = world.spool.other_records(*id).into_iter();
                 let mut all = found.into_iter().chain(others.map(|(_, other)| other));
