@@ -50,9 +50,12 @@ mod late;
 mod quarantine;
 mod read;
 mod recovery;
+mod release;
 
 pub use self::quarantine::{Listed, ReleaseError};
 use self::recovery::recover;
+pub use self::release::Released;
+use self::release::Releases;
 
 /// How often a segment that readers hold is looked at again.
 const RELEASE_RETRY: Duration = Duration::from_millis(100);
@@ -178,6 +181,7 @@ struct Inner<P: Port> {
     late_pause: Cell<Duration>,
     /// What was in hand at crashes, once the shard has said so.
     hands: RefCell<Option<Rc<Hands>>>,
+    releases: RefCell<Releases>,
     /// Files in quarantine, and those of them that are poison.
     quarantined: Cell<u64>,
     poison: Cell<u64>,
@@ -287,6 +291,7 @@ impl<P: Port> Spooler<P> {
             late: RefCell::default(),
             late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
             hands: RefCell::default(),
+            releases: RefCell::new(Releases::found(&opened.names)),
             quarantined: Cell::new(0),
             poison: Cell::new(0),
         });
@@ -399,6 +404,7 @@ impl<P: Port> Spooler<P> {
         while out.len() < max.max(1) {
             let Some((segment, slots)) = cursor.segments.last().copied() else {
                 self.0.core.borrow_mut().enable_reclaim();
+                self.judge_notes().await;
                 break;
             };
             if cursor.next == slots {
@@ -424,6 +430,9 @@ impl<P: Port> Spooler<P> {
         if self.0.is_condemned(id) {
             self.set_aside(id).await;
             return false;
+        }
+        if !self.may_be_handed_over(id).await {
+            return true;
         }
         let mut waiting = Some(waiting);
         while let Some((_, extent, pending)) = waiting {

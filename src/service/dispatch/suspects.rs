@@ -11,7 +11,7 @@ use crate::service::delivery::{Link, Taken};
 use crate::service::dispatch::Dispatch;
 use crate::service::hands::Hands;
 use crate::service::mesh::{ShardMessage, Transfer};
-use crate::service::spooler::ReleaseError;
+use crate::service::spooler::{ReleaseError, Released};
 
 /// How long suspects wait after the start: whatever else crashes the node does so without them.
 const SUSPECTS_WAIT: Duration = Duration::from_secs(2);
@@ -180,24 +180,22 @@ impl<P: Port> Dispatch<P> {
         });
     }
 
-    /// Takes a message out of quarantine and sends it as a new one; returns its new id. A crash on
-    /// the way may leave it in quarantine although it was sent.
+    /// Takes a message out of quarantine and sends it as a new one; returns its new id. Once: a
+    /// crash on the way leaves it in quarantine, or sends it at the next start.
     ///
     /// # Errors
     /// See [`ReleaseError`].
     pub async fn release(&self, id: MessageId) -> Result<MessageId, ReleaseError> {
         let spool = self.spool(id.shard()).ok_or(ReleaseError::Absent)?;
-        let (envelope, content) = spool.quarantined_message(id).await?;
-        let (new, now) = (self.own_spool().next_id(), self.port.wall());
-        let stored = self
-            .own_spool()
-            .append(new, &envelope, &content, now)
-            .await
-            .map_err(|_| ReleaseError::Io)?;
-        if let Err(error) = spool.discard(id).await {
-            tracing::error!(%id, %error, "released, but not removed from quarantine");
-        }
-        self.stored(&stored, envelope, content, now, true, None);
+        let now = self.port.wall();
+        let new = match spool.release(id, now).await? {
+            Released::Now(stored, envelope, content) => {
+                let new = stored.id();
+                self.stored(&stored, envelope, content, now, true, None);
+                new
+            }
+            Released::Before(new) => new,
+        };
         tracing::warn!(%id, %new, "released from quarantine");
         Ok(new)
     }

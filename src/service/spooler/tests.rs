@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Spooler, SpoolerConfig};
+use super::{ReleaseError, Released, Spooler, SpoolerConfig};
 use crate::engine::sim::{CrashKind, DiskFaults, RunEnd, SimHost, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port};
 use crate::message::{Address, Content, Envelope, MessageId, Recipient};
@@ -555,4 +555,122 @@ fn rotten_originals_are_replaced_by_their_copies() {
         });
     }
     assert!(replaced > 100, "{replaced} replaced");
+}
+
+/// One life that takes over what waits, and releases `old` until it is not in quarantine any more.
+/// `sent` is all that it could send.
+async fn releasing(
+    port: SimPort,
+    old: MessageId,
+    sent: Rc<RefCell<BTreeSet<MessageId>>>,
+    done: Rc<Cell<bool>>,
+) {
+    let Ok((spooler, recovered)) = Spooler::open(port.clone(), config()).await else {
+        return;
+    };
+    let send = move |spooler: &Spooler<SimPort>, id: MessageId| {
+        sent.borrow_mut().insert(id);
+        // Half of them have been delivered when the next crash comes.
+        if id.sequence() % 2 == 0 {
+            let kind = SettlementKind::Delivered;
+            let recipient = 0;
+            spooler.settle(Settlement {
+                id,
+                recipient,
+                kind,
+            });
+        }
+    };
+    let send = Rc::new(send);
+    let mut cursor = recovered.cursor;
+    let (early, sends) = (spooler.clone(), Rc::clone(&send));
+    port.spawn(Class::Background, async move {
+        loop {
+            let batch = early.load(&mut cursor, 5).await;
+            if batch.is_empty() {
+                break;
+            }
+            batch
+                .iter()
+                .for_each(|loaded| sends(&early, loaded.queued.id));
+        }
+        loop {
+            let batch = early.load_late(5).await;
+            batch
+                .iter()
+                .for_each(|loaded| sends(&early, loaded.queued.id));
+        }
+    });
+    loop {
+        match spooler.release(old, Wall(2)).await {
+            Ok(Released::Now(stored, of, content)) => {
+                assert_eq!((of, content.as_slice()), (envelope(), &text_of(7)[..]));
+                send(&spooler, stored.id());
+            }
+            Ok(Released::Before(_)) => {}
+            Err(ReleaseError::Absent) => break,
+            Err(ReleaseError::Damaged) => panic!("nothing rots here"),
+            Err(ReleaseError::UnderWay | ReleaseError::Io) => {
+                port.sleep_until(port.now().after(Duration::from_millis(300)))
+                    .await;
+            }
+        }
+    }
+    port.sleep_until(port.now().after(Duration::from_secs(30)))
+        .await;
+    assert_eq!(spooler.status().quarantined, 0);
+    let names = port.list(&config().directory).expect("it is there");
+    let notes = names.iter().filter(|name| name.starts_with("release-"));
+    assert_eq!(notes.count(), 0, "{names:?}");
+    done.set(true);
+}
+
+// Crashes anywhere in a release, and disks that fail: what is released becomes one new message,
+// never two, and never none.
+#[test]
+fn a_release_makes_one_message() {
+    for seed in 0..300 {
+        let world = SimWorld::new(seed, SimOptions::calm());
+        let host = world.host("mta");
+        host.make_directory(&config().directory);
+        let old = to_the_end(&world, &host, async move |port| {
+            let (spooler, _) = Spooler::open(port.clone(), config()).await.expect("opens");
+            let id = store(&spooler, &text_of(7)).await;
+            spooler.set_aside(id).await;
+            while spooler.has(id) {
+                port.sleep_until(port.now().after(Duration::from_millis(1)))
+                    .await;
+            }
+            assert_eq!(spooler.status().quarantined, 1);
+            id
+        });
+        host.set_disk(failing(seed));
+        let sent = Rc::new(RefCell::new(BTreeSet::new()));
+        let life = || {
+            let (port, done) = (host.port(), Rc::new(Cell::new(false)));
+            let life = releasing(port.clone(), old, Rc::clone(&sent), Rc::clone(&done));
+            port.spawn(Class::Control, life);
+            done
+        };
+        for round in 0..4 {
+            host.crash(if world.random().coin() {
+                CrashKind::PowerCut
+            } else {
+                CrashKind::Kill
+            });
+            life();
+            host.crash_after(1 + world.random().below(400), CrashKind::PowerCut);
+            let end = Mono(world.now().0).after(Duration::from_secs(5));
+            world.run_until(end, 2_000_000, || host.crashes() > 2 * round + 1);
+            if host.crashes() < 2 * round + 2 {
+                host.crash(CrashKind::PowerCut);
+            }
+        }
+        host.set_disk(DiskFaults::calm());
+        let done = life();
+        let end = Mono(world.now().0).after(Duration::from_secs(600));
+        let ended = world.run_until(end, 5_000_000, || done.get());
+        assert_eq!(ended, RunEnd::Reached, "seed {seed}");
+        assert_eq!(sent.borrow().len(), 1, "seed {seed}: {:?}", sent.borrow());
+    }
 }
