@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use postrider::engine::sim::{CrashKind, DiskFaults, RunEnd};
@@ -19,9 +20,9 @@ const MESSAGES: u64 = 12;
 const UNREAD: Duration = Duration::from_secs(100);
 
 /// Each message is for one who has it at once, and for one who has it after an hour, so that it is
-/// in the spool all the time.
-fn campaign(seed: u64) -> Campaign {
-    let campaign = Campaign::new(Scenario {
+/// in the spool all the time; mail expires after that time.
+fn campaign(seed: u64, expire: Duration) -> Campaign {
+    let mut campaign = Campaign::new(Scenario {
         shards: 1 + u16::try_from(seed % 3).unwrap_or(0),
         messages: MESSAGES,
         bytes_max: 600,
@@ -34,6 +35,9 @@ fn campaign(seed: u64) -> Campaign {
     for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
         sent.recipients = vec![format!("u{id}@d0.test"), format!("u{id}@d1.test")];
     }
+    let node = Rc::get_mut(&mut campaign.node).expect("nobody else has it yet");
+    let snapshot = Arc::get_mut(&mut node.snapshot).expect("nobody else has it yet");
+    snapshot.delivery.expire = expire;
     let node = Rc::clone(&campaign.node);
     let control = campaign.control.clone();
     control.spawn(Class::Control, node.supervise(control.clone()));
@@ -74,27 +78,34 @@ impl Campaign {
         let mut all = spools.into_iter().flatten();
         all.any(|(_, status)| status.alarms.contains(&Alarm::Unread))
     }
+
+    /// Delivers to those who take their mail at once, crashes, and lets the node start without what
+    /// it knew of them, and read that later.
+    fn read_settlements_late(&self) {
+        let seed = self.scenario.seed;
+        let receipts = || self.ledger.borrow().receipts.len() as u64;
+        self.until("delivered", Duration::from_secs(100), || {
+            receipts() == MESSAGES
+        });
+        self.advance(self.world.now().after(Duration::from_secs(30)));
+        // Nobody is sent to while the DNS fails: what the start finds waits in the queue.
+        self.node.dns_fails.set(1_000_000);
+        self.hide_settlements();
+        self.node.host.crash(CrashKind::PowerCut);
+        let started = self.world.now();
+        self.advance(started.after(Duration::from_secs(80)));
+        assert!(self.is_unread(), "seed {seed}: all was read");
+        self.advance(started.after(Duration::from_secs(600)));
+        assert!(!self.is_unread(), "seed {seed}: not read later");
+        assert_eq!(receipts(), MESSAGES, "seed {seed}");
+    }
 }
 
 #[test]
 fn who_was_settled_stays_so_when_that_is_read_late() {
     for seed in 0..12 {
-        let campaign = campaign(seed);
-        let receipts = || campaign.ledger.borrow().receipts.len() as u64;
-        campaign.until("delivered", Duration::from_secs(300), || {
-            receipts() == MESSAGES
-        });
-        campaign.advance(campaign.world.now().after(Duration::from_secs(30)));
-        // Nobody is sent to while the DNS fails: what the start finds waits in the queue.
-        campaign.node.dns_fails.set(1_000_000);
-        campaign.hide_settlements();
-        campaign.node.host.crash(CrashKind::PowerCut);
-        let started = campaign.world.now();
-        campaign.advance(started.after(Duration::from_secs(80)));
-        assert!(campaign.is_unread(), "seed {seed}: all was read");
-        campaign.advance(started.after(Duration::from_secs(600)));
-        assert!(!campaign.is_unread(), "seed {seed}: not read later");
-        assert_eq!(receipts(), MESSAGES, "seed {seed}");
+        let campaign = campaign(seed, Duration::from_secs(30 * 86_400));
+        campaign.read_settlements_late();
         // In half of the worlds the first domain has vanished: its mail would be returned.
         if seed % 2 == 1 {
             campaign.node.zone.borrow_mut().remove("d0.test");
@@ -108,5 +119,26 @@ fn who_was_settled_stays_so_when_that_is_read_late() {
         ledger.judge();
         assert_eq!(ledger.violations, Vec::<String>::new(), "seed {seed}");
         assert!(ledger.bounces.is_empty(), "seed {seed}");
+    }
+}
+
+// The mail expires before the DNS is back: whoever has it is not reported.
+#[test]
+fn nobody_is_told_that_mail_expired_that_was_delivered() {
+    for seed in 0..6 {
+        let campaign = campaign(seed, Duration::from_secs(1_200));
+        campaign.read_settlements_late();
+        campaign.advance(campaign.world.now().after(Duration::from_secs(1_200)));
+        campaign.node.dns_fails.set(0);
+        campaign.until("all returned", Duration::from_secs(7_200), || {
+            campaign.ledger.borrow().missing().is_empty()
+        });
+        campaign.advance(campaign.world.now().after(Duration::from_secs(600)));
+        let ledger = campaign.ledger.borrow();
+        assert!(ledger.receipts.values().all(|receipts| receipts.len() == 1));
+        assert_eq!(ledger.receipts.len() as u64, MESSAGES, "seed {seed}");
+        let late = |address: &String| address.ends_with("@d1.test");
+        assert!(ledger.bounces.keys().all(|(_, address)| late(address)));
+        assert_eq!(ledger.bounces.len() as u64, MESSAGES, "seed {seed}");
     }
 }
