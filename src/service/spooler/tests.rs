@@ -571,7 +571,7 @@ async fn releasing(
     let send = move |spooler: &Spooler<SimPort>, id: MessageId| {
         sent.borrow_mut().insert(id);
         // Half of them have been delivered when the next crash comes.
-        if id.sequence() % 2 == 0 {
+        if id.sequence().is_multiple_of(2) {
             let kind = SettlementKind::Delivered;
             let recipient = 0;
             spooler.settle(Settlement {
