@@ -624,6 +624,7 @@ fn not_released(error: ReleaseError) -> String {
             "the message is damaged and is never sent; `postrider spool export --quarantined` \
              copies what is left of it"
         }
+        ReleaseError::UnderWay => "it is being released, or put aside, at this moment",
         ReleaseError::Io => "the disk does not do it now; see the log",
     }
     .to_owned()

@@ -320,6 +320,10 @@ pub const JUMPS_KEPT_MAX: usize = 64;
 /// Messages of one quarantine that a listing names; the rest is counted.
 pub const QUARANTINE_LISTED_MAX: usize = 1_000;
 
+/// Releases from one quarantine that failed, or are under way, and that nothing is known of yet: an
+/// operator who tries more often has a disk to mend first.
+pub const RELEASE_NOTES_MAX: usize = 1_000;
+
 // ---- queue ----
 
 /// Most entries of one shard's queue: 2^26, 4 GiB of entries. Beyond it a shard must refuse mail;
