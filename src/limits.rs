@@ -358,6 +358,30 @@ const _: () = assert!(QUEUE_CONNECTIONS_INITIAL <= QUEUE_PATH_CONNECTIONS_MAX);
 /// keep the shard's other work waiting for 0.1 ms at most.
 pub const QUEUE_WORK_MAX: u32 = 1024;
 
+/// How long a message taken proves that a host works: longer than a slow receiver needs for one
+/// message, shorter than an outage that anybody would call one.
+pub const QUEUE_PROOF: Duration = Duration::from_secs(60);
+
+/// After a host refused a connection while others delivered, one more is tried after this: one
+/// refused dial a second harms nobody. Doubled with each that is refused again.
+pub const QUEUE_GROW_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest time between two such tries, so that a host that takes more again is noticed.
+pub const QUEUE_GROW_MAX: Duration = Duration::from_secs(30);
+const _: () = assert!(QUEUE_GROW_FIRST.as_nanos() < QUEUE_GROW_MAX.as_nanos());
+const _: () = assert!(QUEUE_GROW_MAX.as_nanos() < QUEUE_PROOF.as_nanos());
+
+/// The first rest of a path whose host took mail a moment ago and now refuses its only connection:
+/// two dials a second. Doubled each time.
+pub const QUEUE_STUMBLE_FIRST: Duration = Duration::from_millis(500);
+
+/// After so many of these rests (0.5, 1, 2 and 4 s) in a row the host is down.
+pub const QUEUE_STUMBLES_MAX: u32 = 4;
+
+/// Times in a row that an entry goes back because its connection was ended by a host that works:
+/// more often, and the message itself may be what ends connections.
+pub const QUEUE_RETURNS_MAX: u8 = 5;
+
 /// How often a shard looks whether there is room again on a path whose connections others hold, and
 /// how long an idle connection stays when others need it: an order above a round trip within a
 /// continent, so that a connection that is in use is never taken for an idle one, and 40 looks a

@@ -133,6 +133,8 @@ pub struct Entry<T> {
     pub(super) generation: u32,
     pub(super) attempts: u16,
     pub(super) slot: u16,
+    /// Times that it went back without an attempt, since the last one that counts.
+    pub(super) returns: u8,
     pub(super) state: State,
 }
 
@@ -337,6 +339,7 @@ pub(super) fn blank<T>(payload: T) -> Entry<T> {
         generation: 0,
         attempts: 0,
         slot: 0,
+        returns: 0,
         state: State::Moving,
     }
 }

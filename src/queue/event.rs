@@ -41,8 +41,8 @@ pub enum CauseKind {
     Settled,
     /// 4xx for this recipient or message; the path is healthy.
     Recipient,
-    /// 421, or 4xx to the greeting or EHLO: the host wants less. The path sleeps (RFC 5321
-    /// 4.5.4.1).
+    /// 421, or 4xx to the greeting or EHLO: the host wants less (RFC 5321 4.5.4.1). The path
+    /// opens fewer connections, or sleeps where none works.
     Host,
     /// Refused, reset, timed out, no route.
     Connection,
@@ -55,6 +55,9 @@ pub enum CauseKind {
     NotTried,
     /// A local or DNS problem (4.4.3, 4.3.0): deferred, the path is not blamed.
     Local,
+    /// The peer ended a connection that had taken mail before, with a 421 or without a word: only
+    /// this connection is used up. No attempt is counted (within `limits::QUEUE_RETURNS_MAX`).
+    Spent,
     /// The connection ended without fault: idle, QUIT, message cap, our `Close`.
     Idle,
 }
@@ -124,7 +127,7 @@ pub enum Event<T> {
         slots: u32,
     },
     /// One more slot is free: a transaction ended, or the next may already follow it. One for each
-    /// `Assign`.
+    /// `Assign`, but none from a connection that takes nothing more: its `Closed` follows.
     Free {
         /// The connection.
         connection: ConnectionId,

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use crate::limits::QUEUE_WORK_MAX;
+use crate::limits::{QUEUE_STUMBLE_FIRST, QUEUE_STUMBLES_MAX, QUEUE_WORK_MAX};
 use crate::time::Mono;
 
 use super::Queue;
@@ -133,6 +133,11 @@ impl<T> Queue<T> {
             if path.connections >= allowed || u64::from(path.dialing) >= wanted {
                 return;
             }
+            if path.connections >= path.standing.ceiling() && !path.standing.grow(now) {
+                let at = path.standing.grow_at(now);
+                self.schedule(index, at);
+                return;
+            }
             if self.connections.len() >= self.config.connections_total_max.max(1) as usize {
                 if !path.hungry {
                     path.hungry = true;
@@ -146,6 +151,7 @@ impl<T> Queue<T> {
             }
             if let Some(share) = &mut path.share
                 && !share.take()
+                && !(path.standing.grow(now) && share.take())
             {
                 let lacks =
                     (wanted - u64::from(path.dialing)).min(u64::from(allowed - path.connections));
@@ -181,6 +187,12 @@ impl<T> Queue<T> {
         let path = place.path;
         let it = self.paths.at_mut(path);
         it.dialing -= 1;
+        it.standing.opened();
+        if it.sleeps(now) {
+            // Dialled before the path fell asleep. It greets, so it is asked before others are.
+            it.backoff_until = now;
+            it.standing.shrink(now);
+        }
         it.available
             .push_front(&mut Available(&mut self.connections), index);
         self.rest(index, now);
@@ -284,6 +296,9 @@ impl<T> Queue<T> {
         let it = self.paths.at_mut(path);
         it.connections -= 1;
         it.leaving -= u32::from(leaving);
+        if phase != Phase::Dialing {
+            it.standing.shut();
+        }
         if let Some(share) = &mut it.share {
             share.give_back();
             assert!(
@@ -303,6 +318,7 @@ impl<T> Queue<T> {
                 it.counters.dials_failed += 1;
                 true
             }
+            Phase::Open if kind == CauseKind::Spent => false,
             Phase::Open => {
                 kind == CauseKind::Host || (useless && (used || kind == CauseKind::Connection))
             }
@@ -310,7 +326,7 @@ impl<T> Queue<T> {
             Phase::Gone => unreachable!("found a line ago"),
         };
         if failed {
-            self.fail(path, now);
+            self.trouble(path, now);
         }
         self.feed(now, actions);
         self.pump(path, now, actions);
@@ -330,14 +346,32 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Counts a failure of the path's host; the path sleeps. Failures while it sleeps already are
-    /// the echo of the same one.
-    pub(super) fn fail(&mut self, index: u32, now: Mono) {
-        let backoff = self.config.backoff;
+    /// A host refused a connection, or ended one that had done nothing. What follows depends on
+    /// what else the host does. Troubles while the path sleeps already are the echo of the same
+    /// one.
+    pub(super) fn trouble(&mut self, index: u32, now: Mono) {
         let path = self.paths.at_mut(index);
         if path.sleeps(now) {
             return;
         }
+        if path.standing.works(now) {
+            path.standing.shrink(now);
+        } else if path.standing.is_proven(now) && path.stumbles < QUEUE_STUMBLES_MAX {
+            let delay = QUEUE_STUMBLE_FIRST * (1 << path.stumbles);
+            path.stumbles += 1;
+            path.window = 1;
+            path.successes = 0;
+            path.backoff_until = now.after(jitter(delay, BACKOFF_JITTER_PERCENT, &mut self.random));
+        } else {
+            self.fail(index, now);
+        }
+    }
+
+    /// Counts a failure of the path's host; the path sleeps.
+    fn fail(&mut self, index: u32, now: Mono) {
+        let backoff = self.config.backoff;
+        let path = self.paths.at_mut(index);
+        path.standing.forget();
         path.failures = path.failures.saturating_add(1);
         let factor = 1u32.checked_shl(path.failures - 1).unwrap_or(u32::MAX);
         let delay = backoff.first.saturating_mul(factor).min(backoff.max);

@@ -36,6 +36,8 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use super::standing::Reach;
+
 /// Every egress path of a node that several shards send on. One per node, shared by its shards.
 #[derive(Debug, Default)]
 pub struct Grants {
@@ -111,6 +113,8 @@ impl Grants {
 #[repr(align(64))]
 struct PathGrants {
     limit: AtomicU32,
+    /// What the host takes of that.
+    reach: Arc<Reach>,
     /// Connections that are open, dialing or closing.
     used: AtomicU32,
     /// Shards that hold or lack connections.
@@ -139,6 +143,16 @@ pub(super) struct Share {
 const YIELD_LOOKS: u8 = 2;
 
 impl Share {
+    /// What all shards know about the host.
+    pub(super) fn reach(&self) -> Arc<Reach> {
+        Arc::clone(&self.path.reach)
+    }
+
+    /// The limit as configured, or what the host takes where that is less.
+    fn limit(&self) -> u32 {
+        self.path.limit.load(Relaxed).min(self.path.reach.ceiling())
+    }
+
     /// Connections that this shard holds.
     pub(super) fn held(&self) -> u32 {
         self.held
@@ -151,7 +165,7 @@ impl Share {
 
     /// Takes one connection; false, and nothing changes, where there is no room for this shard.
     pub(super) fn take(&mut self) -> bool {
-        let limit = self.path.limit.load(Relaxed);
+        let limit = self.limit();
         let mut used = self.path.used.load(Relaxed);
         if used >= limit {
             return false;
@@ -244,13 +258,13 @@ impl Share {
 
     fn room(&self) -> u32 {
         let used = self.path.used.load(Relaxed);
-        self.path.limit.load(Relaxed).saturating_sub(used)
+        self.limit().saturating_sub(used)
     }
 
     /// The limit divided by the shards that want a part of it, this one among them.
     fn fair(&self) -> u32 {
         let others = self.path.sharing.load(Relaxed) - u32::from(self.is_counted());
-        self.path.limit.load(Relaxed) / (others + 1)
+        self.limit() / (others + 1)
     }
 
     fn is_counted(&self) -> bool {

@@ -17,10 +17,14 @@
 //! Rules of the house:
 //! - A path opens few connections at first (slow start) and doubles them with each window of
 //!   successes, never over its limit. Connections being closed count until they are gone.
-//! - A 421, a failed dial, or a connection lost before it did anything is a failure of the path:
-//!   it sleeps, longer each time; its entries stay ready. After `failures_max` in a row they count
-//!   an attempt and are deferred, so that they expire in the end. Failures while a path sleeps
-//!   belong to the same one.
+//! - A connection that took mail and is then ended by its host is used up, nothing else: its entry
+//!   goes back without an attempt, and the next connection may be dialled.
+//! - A 421 before that, a failed dial, or a connection lost before it did anything: where other
+//!   connections are open and took mail lately, the host takes no more than these, and the path
+//!   tries one more now and then ([`standing`]). Where none is left, it rests shortly, a few
+//!   times; then, or where the host took nothing lately, the path has failed: it sleeps, longer
+//!   each time; its entries stay ready. After `failures_max` in a row they count an attempt and are
+//!   deferred, so that they expire in the end. Failures while a path sleeps belong to the same one.
 //! - An entry that has reached its expiry when it is due, or when it would be assigned, is handed
 //!   out
 //!   as `Expired`. Entries of a suspended path wait for `Resume`.
@@ -32,7 +36,7 @@
 //! 64 bytes per entry (`benches/queue.rs`).
 //! Map: [`entry`] slab, [`ready`] lists, [`wheel`] timers, [`path`], [`connection`], `flow` what
 //! connections and time cause, [`grants`] the connections that shards share, `room` what a brain
-//! does about them, [`retry`], [`shaping`], [`config`], [`event`].
+//! does about them, [`standing`] what a host takes, [`retry`], [`shaping`], [`config`], [`event`].
 //! Standards: RFC 5321 4.5.4.1 (retry, expiry, 421), 4.5.3.1.10 (next batch).
 
 mod config;
@@ -46,6 +50,7 @@ mod ready;
 mod retry;
 mod room;
 mod shaping;
+mod standing;
 mod wheel;
 
 #[cfg(test)]
@@ -56,7 +61,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::QUEUE_EXPIRY_MAX;
+use crate::limits::{QUEUE_EXPIRY_MAX, QUEUE_RETURNS_MAX};
 use crate::message::MessageId;
 use crate::time::Mono;
 
@@ -395,6 +400,7 @@ impl<T> Queue<T> {
             generation: 0,
             attempts: fresh.attempts,
             slot: 0,
+            returns: 0,
             state: State::Moving,
         });
         if due > now {
@@ -438,13 +444,35 @@ impl<T> Queue<T> {
         self.slab.at_mut(index).recipients = recipients;
         let kind = cause.kind;
         self.blame(path, cause, was, now);
-        let again = kind == CauseKind::NotTried || (kind == CauseKind::NextBatch && fewer);
+        let again = match kind {
+            CauseKind::NotTried => true,
+            CauseKind::NextBatch => fewer,
+            _ => self.goes_back(index, kind, now),
+        };
         if again && was == State::InFlight {
             self.make_ready(index, true);
         } else {
             self.defer(index, was == State::InFlight, now, actions);
         }
         self.pump(path, now, actions);
+    }
+
+    /// Whether an entry goes back without an attempt: its connection ended, and its host works.
+    fn goes_back(&mut self, index: u32, kind: CauseKind, now: Mono) -> bool {
+        let entry = self.slab.at_mut(index);
+        let path = self.paths.at(entry.path);
+        let innocent = match kind {
+            CauseKind::Spent => true,
+            CauseKind::Host | CauseKind::Connection => {
+                !path.sleeps(now) && path.standing.works(now)
+            }
+            _ => false,
+        };
+        if !innocent || entry.returns >= QUEUE_RETURNS_MAX {
+            return false;
+        }
+        entry.returns += 1;
+        true
     }
 
     /// Takes an entry that the driver had off its list.
@@ -466,10 +494,21 @@ impl<T> Queue<T> {
     fn settled(&mut self, index: u32, was: State, now: Mono, actions: &mut Vec<Action>) {
         let path = self.paths.at_mut(index);
         path.counters.settled += 1;
-        if was != State::InFlight || path.sleeps(now) {
+        if was != State::InFlight {
             return;
         }
+        path.standing.accepted(now);
+        if path.sleeps(now) {
+            if path.connections == path.dialing {
+                return;
+            }
+            // Something is open, and mail was taken: the host is not down.
+            path.backoff_until = now;
+            path.spill = 0;
+            path.standing.shrink(now);
+        }
         path.failures = 0;
+        path.stumbles = 0;
         path.successes += 1;
         if path.successes >= path.window && path.window < path.limits.connections_max {
             path.window = path
@@ -491,6 +530,7 @@ impl<T> Queue<T> {
             CauseKind::Connection | CauseKind::Idle => path.counters.deferred_connection += 1,
             CauseKind::Ambiguous => path.counters.ambiguous += 1,
             CauseKind::Local => path.counters.deferred_local += 1,
+            CauseKind::Spent => path.counters.spent += 1,
             CauseKind::NextBatch | CauseKind::NotTried => return,
         }
         path.note_error(cause);
@@ -499,7 +539,7 @@ impl<T> Queue<T> {
             path.failures = 0;
         }
         if kind == CauseKind::Host {
-            self.fail(index, now);
+            self.trouble(index, now);
         }
     }
 
@@ -512,6 +552,7 @@ impl<T> Queue<T> {
             "an entry leaves its list before it is deferred"
         );
         if attempted {
+            entry.returns = 0;
             entry.attempts = entry.attempts.saturating_add(1);
         }
         let (attempts, path) = (entry.attempts, entry.path);
@@ -642,6 +683,8 @@ impl<T> Queue<T> {
         path.suspended = false;
         path.backoff_until = now;
         path.failures = 0;
+        path.stumbles = 0;
+        path.standing.forget();
         path.spill = 0;
         self.paths.review(index, &self.config);
         self.pump(index, now, actions);

@@ -11,6 +11,7 @@ use super::event::{Cause, CauseKind, PathId};
 use super::grants::{Grants, Share};
 use super::ready::{Links, List, Nodes};
 use super::shaping::Bucket;
+use super::standing::Standing;
 
 /// How often what happened on a path, since the path is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +32,8 @@ pub struct PathCounters {
     pub expired: u64,
     /// Dials that failed.
     pub dials_failed: u64,
+    /// Entries that went back because the host ended a connection that had taken mail.
+    pub spent: u64,
 }
 
 /// The state of one path, for the operator.
@@ -94,6 +97,10 @@ pub(super) struct Path {
     pub(super) window: u32,
     pub(super) successes: u32,
     pub(super) failures: u32,
+    /// Short rests in a row, before anything counts as a failure.
+    pub(super) stumbles: u32,
+    /// What the host takes.
+    pub(super) standing: Standing,
     pub(super) backoff_until: Mono,
     /// Ready entries that are still to be deferred because the path failed too often.
     pub(super) spill: u32,
@@ -129,6 +136,8 @@ impl Path {
             window: config.connections_initial.max(1),
             successes: 0,
             failures: 0,
+            stumbles: 0,
+            standing: Standing::default(),
             backoff_until: Mono(0),
             spill: 0,
             suspended: false,
@@ -274,6 +283,9 @@ impl Paths {
         let limit = path.limits.connections_max;
         let share = grants.as_ref();
         path.share = share.map(|grants| grants.share(source, &path.site, limit));
+        if let Some(share) = &path.share {
+            path.standing = Standing::new(share.reach());
+        }
         path
     }
 

@@ -640,3 +640,4 @@ fn an_outcome_without_an_assign_is_a_bug() {
 
 mod grants;
 mod model;
+mod trouble;

@@ -226,8 +226,7 @@ async fn drive<P: Port>(
         match connection.greet().await {
             Ok(()) => {
                 dispatch.connected(id, connection.slots());
-                let cause = connection.serve().await;
-                dispatch.closed(id, cause);
+                connection.serve().await;
                 return;
             }
             Err(cause) => failure = cause,
@@ -287,6 +286,10 @@ struct Connection<'a, P: Port> {
     in_hand: Vec<InHand>,
     events: Vec<ClientEvent>,
     pieces: Vec<Bytes>,
+    /// The peer has taken a message.
+    accepted: bool,
+    /// The brain knows that the connection is gone.
+    gone: bool,
 }
 
 /// What a connection's task woke up for.
@@ -322,6 +325,8 @@ impl<'a, P: Port> Connection<'a, P> {
             in_hand,
             events,
             pieces,
+            accepted: false,
+            gone: false,
         }
     }
 
@@ -361,38 +366,32 @@ impl<'a, P: Port> Connection<'a, P> {
         format!("{} [{}]: {text}", self.host.name, self.host.address.ip())
     }
 
-    /// Sends what is assigned until the connection ends; returns why it ended.
-    async fn serve(&mut self) -> Cause {
-        let mut ended = None;
+    /// Sends what is assigned until the connection ends, and reports that.
+    async fn serve(&mut self) {
         loop {
-            if ended.is_none() {
-                self.begin_assigned().await;
-                self.send_output().await;
+            self.begin_assigned().await;
+            self.send_output().await;
+            let events = std::mem::take(&mut self.events);
+            // The brain hears of the end before the outcomes: it must not count a connection that
+            // is gone when it decides about them, nor assign anything to it.
+            if let Some(cause) = self.end_of(&events) {
+                self.gone = true;
+                self.dispatch.closed(self.id, cause);
             }
-            for event in std::mem::take(&mut self.events) {
-                match event {
-                    ClientEvent::Done { token, outcomes } => self.done(token, outcomes),
-                    ClientEvent::Refused { reply, .. } => {
-                        ended = Some(Cause::new(
-                            CauseKind::Host,
-                            &self.at_host(reply.text().as_str()),
-                        ));
-                    }
-                    ClientEvent::Closed => {
-                        ended.get_or_insert(Cause::IDLE);
-                    }
-                    ClientEvent::Ready => {}
+            for event in events {
+                if let ClientEvent::Done { token, outcomes } = event {
+                    self.done(token, outcomes);
                 }
             }
-            if let Some(cause) = ended {
-                self.give_back(&cause);
-                return cause;
+            if self.gone {
+                self.give_back();
+                return;
             }
             if self.has_work() {
                 continue;
             }
             let idle = self.in_hand.is_empty();
-            if idle && self.link.closing.get() {
+            if idle && (self.link.closing.get() || self.client.is_spent()) {
                 self.client.quit();
                 self.send_output().await;
             }
@@ -401,6 +400,32 @@ impl<'a, P: Port> Connection<'a, P> {
             let woken = self.wait(deadline, true).await;
             self.woken(woken);
         }
+    }
+
+    /// Why the connection ended, where one of these events is its end.
+    fn end_of(&self, events: &[ClientEvent]) -> Option<Cause> {
+        let mut accepted = self.accepted;
+        let (mut ended, mut cause) = (false, Cause::IDLE);
+        for event in events {
+            match event {
+                ClientEvent::Closed => ended = true,
+                ClientEvent::Ready => {}
+                ClientEvent::Refused { reply, .. } => {
+                    ended = true;
+                    cause = Cause::new(CauseKind::Host, &self.at_host(reply.text().as_str()));
+                }
+                ClientEvent::Done { outcomes, .. } => {
+                    accepted |= outcomes.iter().any(is_delivered);
+                    if let Some((kind, text)) = outcomes.iter().find_map(ends_connection) {
+                        cause = Cause::new(kind, &self.at_host(text));
+                    }
+                }
+            }
+        }
+        if accepted && cause.kind != CauseKind::Idle {
+            cause.kind = CauseKind::Spent;
+        }
+        ended.then_some(cause)
     }
 
     /// Whether something can be sent or was answered without waiting.
@@ -524,8 +549,16 @@ impl<'a, P: Port> Connection<'a, P> {
         for (recipient, outcome) in tried.into_iter().zip(outcomes) {
             attempt.sort(recipient, outcome, self.host);
         }
+        self.accepted |= !attempt.delivered.is_empty();
         let next_batch = attempt.next_batch;
-        if let Some(cause) = attempt.cause.take() {
+        if let Some(mut cause) = attempt.cause.take() {
+            let lost = matches!(cause.kind, CauseKind::Host | CauseKind::Connection);
+            if lost && (attempt.refused || !hand.put_off.is_empty()) {
+                // Some recipients were put off for themselves, and must wait.
+                cause.kind = CauseKind::Recipient;
+            } else if lost && self.accepted {
+                cause.kind = CauseKind::Spent;
+            }
             hand.cause = cause;
         }
         hand.put_off.append(&mut attempt.put_off);
@@ -539,8 +572,7 @@ impl<'a, P: Port> Connection<'a, P> {
             .settled(hand.entry, attempt.delivered.iter().copied().chain(failed));
         self.dispatch
             .settle_attempt(&held, attempt.delivered, attempt.failed);
-        let lost = !self.client.can_send() && self.client.is_spent();
-        if hand.untried.is_empty() || lost {
+        if hand.untried.is_empty() || self.client.is_spent() {
             self.end_entry(position);
         }
     }
@@ -555,11 +587,14 @@ impl<'a, P: Port> Connection<'a, P> {
         self.dispatch
             .attempted(hand.entry, &hand.held, &hand.put_off, hand.cause);
         self.link.let_go(hand.entry);
-        self.dispatch.free(self.id);
+        // One that takes nothing more has no free slot: it ends now.
+        if !self.gone && !self.client.is_spent() {
+            self.dispatch.free(self.id);
+        }
     }
 
     /// Returns everything that was not sent to the brain, after the connection's end.
-    fn give_back(&mut self, cause: &Cause) {
+    fn give_back(&mut self) {
         while !self.in_hand.is_empty() {
             assert!(
                 self.in_hand[0].trying.is_empty(),
@@ -568,20 +603,31 @@ impl<'a, P: Port> Connection<'a, P> {
             self.end_entry(0);
         }
         while let Some(entry) = self.link.next() {
-            let kind = if cause.kind == CauseKind::Host {
-                CauseKind::Host
-            } else {
-                CauseKind::NotTried
-            };
-            self.dispatch.not_tried(
-                entry,
-                Cause {
-                    kind,
-                    text: cause.text.clone(),
-                },
-            );
-            self.dispatch.free(self.id);
+            self.dispatch
+                .not_tried(entry, Cause::bare(CauseKind::NotTried));
         }
+    }
+}
+
+fn is_delivered(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Delivered { .. })
+}
+
+/// What an outcome says about the end of its connection.
+fn ends_connection(outcome: &Outcome) -> Option<(CauseKind, &str)> {
+    match outcome {
+        Outcome::Deferred {
+            cause: client::Cause::Host,
+            text,
+            ..
+        } => Some((CauseKind::Host, text.as_str())),
+        Outcome::Deferred {
+            cause: client::Cause::Connection,
+            text,
+            ..
+        }
+        | Outcome::Ambiguous { text, .. } => Some((CauseKind::Connection, text.as_str())),
+        _ => None,
     }
 }
 
@@ -593,6 +639,8 @@ struct Attempt {
     put_off: Vec<u32>,
     next_batch: Vec<u32>,
     cause: Option<Cause>,
+    /// A recipient was put off for a reason of its own, not because the connection ended.
+    refused: bool,
 }
 
 impl Attempt {
@@ -620,10 +668,12 @@ impl Attempt {
                     | client::Cause::ThisMessage
                     | client::Cause::NextBatch => CauseKind::Recipient,
                 };
+                self.refused |= kind == CauseKind::Recipient;
                 self.cause = Some(Cause::new(kind, text.as_str()));
             }
             Outcome::Ambiguous { .. } => {
                 self.put_off.push(recipient);
+                self.refused = true;
                 self.cause = Some(Cause::bare(CauseKind::Ambiguous));
             }
         }

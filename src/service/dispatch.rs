@@ -656,7 +656,7 @@ impl<P: Port> Dispatch<P> {
         match (&deferred, cause.kind) {
             (None, _) => {}
             (Some(_), CauseKind::Ambiguous) => self.count(|c| c.ambiguous += 1),
-            (Some(_), CauseKind::NotTried) => {}
+            (Some(_), CauseKind::NotTried | CauseKind::Spent) => {}
             (Some(_), _) => self.count(|c| c.deferred += 1),
         }
         self.apply(Event::Outcome {

@@ -282,6 +282,7 @@ impl World {
             CauseKind::Recipient,
             CauseKind::Host,
             CauseKind::Connection,
+            CauseKind::Spent,
             CauseKind::Ambiguous,
             CauseKind::Local,
             CauseKind::NotTried,
@@ -314,7 +315,12 @@ impl World {
         };
         let dice = if self.calm { 0 } else { self.random.below(12) };
         let cause = Cause::bare(
-            [CauseKind::Idle, CauseKind::Host, CauseKind::Connection][dice as usize % 3],
+            [
+                CauseKind::Idle,
+                CauseKind::Host,
+                CauseKind::Connection,
+                CauseKind::Spent,
+            ][dice as usize % 4],
         );
         if !link.open {
             if dice < 8 {
