@@ -7,31 +7,36 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use super::Failure;
 use crate::config::Snapshot;
-use crate::node::Node;
+use crate::node::{Node, NodeError};
 
 /// Runs a node until SIGTERM or SIGINT. A second signal ends the process at once, which the spool
 /// survives as it survives a crash.
 ///
 /// # Errors
-/// What keeps the node from starting, or that it did not end in good order.
-pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
+/// What keeps the node from starting (78 where that is a key, which no new start puts right), or
+/// that it did not end in good order.
+pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), Failure> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     // Before any thread is made, so that all of them inherit the mask and only this one is told.
     signals
         .thread_block()
-        .map_err(|errno| format!("cannot block signals: {errno}"))?;
+        .map_err(|errno| Failure::Failed(format!("cannot block signals: {errno}")))?;
     raise_limits();
     small_pages();
-    let node = Node::start(snapshot).map_err(|error| error.to_string())?;
+    let node = Node::start(snapshot).map_err(|error| match error {
+        NodeError::Keys(fault) => Failure::Unusable(vec![fault]),
+        other => Failure::failed(other),
+    })?;
     for address in node.listening() {
         tracing::info!(%address, "listening");
     }
-    announce().map_err(|error| format!("cannot write to stdout: {error}"))?;
+    announce().map_err(|error| Failure::Failed(format!("cannot write to stdout: {error}")))?;
     let next = || {
         signals
             .wait()
-            .map_err(|errno| format!("cannot wait for signals: {errno}"))
+            .map_err(|errno| Failure::Failed(format!("cannot wait for signals: {errno}")))
     };
     while next()? == Signal::SIGHUP {
         tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
@@ -40,11 +45,12 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
     // From here on a second signal has its default effect.
     signals
         .thread_unblock()
-        .map_err(|errno| format!("cannot unblock signals: {errno}"))?;
+        .map_err(|errno| Failure::Failed(format!("cannot unblock signals: {errno}")))?;
     if node.stop() {
         Ok(())
     } else {
-        Err("a shard did not end in time; its mail is in the spool".to_owned())
+        let text = "a shard did not end in time; its mail is in the spool";
+        Err(Failure::Failed(text.to_owned()))
     }
 }
 
