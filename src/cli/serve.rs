@@ -25,6 +25,9 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), Failure> {
         .map_err(|errno| Failure::Failed(format!("cannot block signals: {errno}")))?;
     raise_limits();
     small_pages();
+    if !snapshot.dkim.is_empty() {
+        keep_keys_private();
+    }
     let node = Node::start(snapshot).map_err(|error| match error {
         NodeError::Keys(fault) => Failure::Unusable(vec![fault]),
         other => Failure::failed(other),
@@ -70,6 +73,15 @@ fn small_pages() {
     }
 }
 
+/// Before private keys are read: no core dump, whatever the limits and the dump handler say, and no
+/// debugger and no reader of /proc/PID/mem but root's (prctl(2), PR_SET_DUMPABLE). perf and gdb of
+/// root work as before. Sensitive pages need no MADV_DONTDUMP then: there is no dump.
+fn keep_keys_private() {
+    if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%errno, "cannot forbid core dumps: one would show the DKIM keys");
+    }
+}
+
 /// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails
 /// the engine says what it lacks.
 fn raise_limits() {
@@ -84,5 +96,19 @@ fn raise_limits() {
         if let Err(errno) = raised {
             tracing::warn!(?resource, %errno, "cannot raise a limit");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::prctl::{get_dumpable, set_dumpable};
+
+    #[test]
+    fn memory_with_keys_is_not_dumped() {
+        set_dumpable(true).unwrap();
+        super::keep_keys_private();
+        assert_eq!(get_dumpable(), Ok(false));
+        // The other tests of this process may be debugged.
+        set_dumpable(true).unwrap();
     }
 }
