@@ -532,13 +532,19 @@ impl Desk {
     }
 
     fn status(&self, shards: &[Figures]) -> NodeStatus {
+        let shards: Vec<ShardStatus> = (0..).zip(shards).map(shard_status).collect();
+        let mut sum = Counters::default();
+        for shard in &shards {
+            sum.add(&shard.counters);
+        }
         NodeStatus {
             hostname: self.hostname.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             draining: self.draining.load(Ordering::Relaxed),
-            shards: (0..).zip(shards).map(shard_status).collect(),
+            alarms: sum.alarms(),
+            shards,
         }
     }
 }
@@ -646,3 +652,6 @@ fn quarantine(listed: Vec<(Vec<Listed>, u64)>) -> Quarantine {
         total,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,40 +171,69 @@ fn own(snapshot: &Snapshot) -> Own {
     Own::new([&*snapshot.node.hostname], &addresses)
 }
 
-/// The DKIM keys, loaded.
+/// The DKIM keys, loaded, for a node.
 ///
 /// # Errors
-/// A key file that cannot be read, is open to others, or holds no usable key; which entry and why.
+/// The first of what [`load_keys`] finds, and how much more there is: one line for the log.
 pub fn key_ring(snapshot: &Snapshot) -> Result<KeyRing, String> {
+    load_keys(snapshot).map_err(|faults| {
+        let more = faults.len().saturating_sub(1);
+        let first = faults.into_iter().next().unwrap_or_default();
+        if more == 0 {
+            first
+        } else {
+            format!("{first} (and {more} more: postrider check config lists them)")
+        }
+    })
+}
+
+/// The DKIM keys, loaded, for somebody who wants to put right everything that is wrong with them.
+///
+/// # Errors
+/// Every row whose key file cannot be read, is open to others, or holds no usable key, in the order
+/// of the configuration: which row, and why. Never empty.
+pub fn load_keys(snapshot: &Snapshot) -> Result<KeyRing, Vec<String>> {
     let mut ring = KeyRing::new(snapshot.signing.no_key);
+    let mut faults = Vec::new();
     // Rows that share a file share the key.
     let mut keys: HashMap<&Path, Arc<PrivateKey>> = HashMap::new();
     for entry in &snapshot.dkim {
-        let named = |error: &dyn std::fmt::Display| {
+        if let Err(error) = add_row(&mut ring, &mut keys, entry) {
             let (domain, selector) = (&entry.domain, &entry.selector);
-            format!(
+            faults.push(format!(
                 "[[dkim]] {domain} ({selector}), key {}: {error}",
                 entry.key.display()
-            )
-        };
-        let key = match keys.get(&*entry.key) {
-            Some(key) => Arc::clone(key),
-            None => {
-                let (key, _) = PrivateKey::load(&entry.key).map_err(|error| named(&error))?;
-                let key = Arc::new(key);
-                keys.insert(&entry.key, Arc::clone(&key));
-                key
-            }
-        };
-        let identity = identity(entry, key).map_err(|error| named(&error))?;
-        let pattern = entry.domain.to_string();
-        ring.add(&pattern, Arc::clone(&identity))
-            .map_err(|error| named(&error))?;
-        if entry.platform {
-            ring.add_platform(identity).map_err(|error| named(&error))?;
+            ));
         }
     }
-    Ok(ring)
+    if faults.is_empty() {
+        Ok(ring)
+    } else {
+        Err(faults)
+    }
+}
+
+/// Loads the key of a row, unless another row has, and enters it.
+fn add_row<'a>(
+    ring: &mut KeyRing,
+    keys: &mut HashMap<&'a Path, Arc<PrivateKey>>,
+    entry: &'a config::Dkim,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let key = match keys.get(&*entry.key) {
+        Some(key) => Arc::clone(key),
+        None => {
+            let (key, _) = PrivateKey::load(&entry.key)?;
+            let key = Arc::new(key);
+            keys.insert(&entry.key, Arc::clone(&key));
+            key
+        }
+    };
+    let identity = identity(entry, key)?;
+    ring.add(&entry.domain.to_string(), Arc::clone(&identity))?;
+    if entry.platform {
+        ring.add_platform(identity)?;
+    }
+    Ok(())
 }
 
 fn identity(entry: &config::Dkim, key: Arc<PrivateKey>) -> Result<Arc<Identity>, RingError> {

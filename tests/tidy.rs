@@ -115,7 +115,7 @@ fn files(directory: &str, extension: &str) -> Vec<Source> {
 }
 
 fn rust_files() -> Vec<Source> {
-    ["src", "tests", "benches"]
+    ["src", "tests", "benches", "fuzz/fuzz_targets"]
         .iter()
         .flat_map(|directory| files(directory, "rs"))
         .collect()
@@ -435,6 +435,36 @@ fn check_parameters(code: &str, unread: &[&str]) -> Vec<String> {
     bad
 }
 
+/// The functions that a fuzzer can call: their paths without `crate::`.
+fn fuzz_functions(source: &Source) -> Vec<String> {
+    let module = source.path.strip_prefix("src/").unwrap_or(&source.path);
+    let module = module.trim_end_matches(".rs").trim_end_matches("/mod");
+    let module = module.replace('/', "::");
+    let names = source.text.lines().filter_map(|line| {
+        let name = line.strip_prefix("pub fn ")?.split('(').next()?;
+        (name.starts_with("fuzz_") || source.path.ends_with("/fuzz.rs")).then_some(name)
+    });
+    names.map(|name| format!("{module}::{name}")).collect()
+}
+
+/// Every function that a fuzzer can call has a target, and every target is in the manifest.
+fn check_fuzz(sources: &[Source], targets: &[Source], manifest: &str) -> Vec<String> {
+    let mut bad = Vec::new();
+    for function in sources.iter().flat_map(fuzz_functions) {
+        let call = format!("postrider::{function}(");
+        if !targets.iter().any(|target| target.text.contains(&call)) {
+            bad.push(format!("{function} has no target in fuzz/"));
+        }
+    }
+    for target in targets {
+        let path = target.path.trim_start_matches("fuzz/");
+        if !manifest.contains(&format!("path = \"{path}\"")) {
+            bad.push(format!("{} is not in fuzz/Cargo.toml", target.path));
+        }
+    }
+    bad
+}
+
 fn none(bad: Vec<String>) {
     assert!(bad.is_empty(), "\n{}\n", bad.join("\n"));
 }
@@ -470,6 +500,11 @@ fn lines_are_tidy() {
         path: "README.md".into(),
         text: readme,
     });
+    let fuzz = fs::read_to_string(root().join("fuzz/README.md")).unwrap();
+    texts.push(Source {
+        path: "fuzz/README.md".into(),
+        text: fuzz,
+    });
     none(texts.iter().flat_map(check_lines).collect());
 }
 
@@ -504,6 +539,15 @@ fn every_parameter_is_read() {
         }
     }
     none(check_parameters(&code, UNREAD));
+}
+
+#[test]
+fn fuzz_functions_have_targets() {
+    let sources = files("src", "rs");
+    assert!(sources.iter().flat_map(fuzz_functions).count() >= 12);
+    let manifest = fs::read_to_string(root().join("fuzz/Cargo.toml")).unwrap();
+    let targets = files("fuzz/fuzz_targets", "rs");
+    none(check_fuzz(&sources, &targets, &manifest));
 }
 
 fn snippet(path: &str, text: &str) -> Source {
@@ -664,4 +708,24 @@ fn unread_parameters_are_found() {
     assert_eq!(check_parameters("node.hostname.clone()", &all).len(), 1);
     assert!(reads_field("a.hostname;", "hostname"));
     assert!(!reads_field("a.hostname_of; a.hostname()", "hostname"));
+}
+
+#[test]
+fn forgotten_fuzz_functions_are_found() {
+    let sources = [
+        snippet(
+            "src/a/b.rs",
+            "pub fn fuzz_x(octets: &[u8]) {}\npub fn other() {}\n",
+        ),
+        snippet("src/a/fuzz.rs", "pub fn y(octets: &[u8]) {}\nfn z() {}\n"),
+    ];
+    let target = |name: &str, text: &str| snippet(&format!("fuzz/fuzz_targets/{name}.rs"), text);
+    let both = [
+        target("x", "postrider::a::b::fuzz_x(data)"),
+        target("y", "postrider::a::fuzz::y(data)"),
+    ];
+    let manifest = "path = \"fuzz_targets/x.rs\"\npath = \"fuzz_targets/y.rs\"\n";
+    assert_eq!(check_fuzz(&sources, &both, manifest).len(), 0);
+    assert_eq!(check_fuzz(&sources, &both[..1], manifest).len(), 1);
+    assert_eq!(check_fuzz(&sources, &both, "").len(), 2);
 }

@@ -18,6 +18,10 @@ pub struct NodeStatus {
     pub uptime_seconds: u64,
     /// Whether the node is draining: it accepts nothing more and ends when it is done.
     pub draining: bool,
+    /// What somebody has to see to ([`Counters::alarms`] over all shards); empty: nothing. The
+    /// spool's alarms are in GET /spool.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// One per shard, in order.
     pub shards: Vec<ShardStatus>,
 }
@@ -107,6 +111,27 @@ impl Counters {
         for ((_, mine), (_, theirs)) in self.fields_mut().into_iter().zip(other.fields()) {
             *mine = mine.saturating_add(theirs);
         }
+    }
+
+    /// The totals that are alarms, in words, raised until the node is started again: a machine that
+    /// has computed wrongly once is not trusted again because it has been quiet since.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms = Vec::new();
+        if self.dkim_mismatches > 0 {
+            alarms.push(format!(
+                "{} RSA signatures came out wrong and were made again: this machine computes \
+                 wrongly, test its processor and memory",
+                self.dkim_mismatches
+            ));
+        }
+        if self.dkim_failures > 0 {
+            alarms.push(format!(
+                "{} DKIM signatures could not be made; the mail waits, see the log",
+                self.dkim_failures
+            ));
+        }
+        alarms
     }
 
     /// Every total with its name.

@@ -67,6 +67,7 @@ fn status() -> NodeStatus {
         pid: 2,
         uptime_seconds: 3,
         draining: false,
+        alarms: vec![],
         shards: vec![shard(0), shard(1)],
     }
 }

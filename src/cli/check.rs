@@ -14,6 +14,7 @@ use super::run::CONFIG_DEFAULT;
 use super::{Failure, print, print_json};
 use crate::config::{self, ConfigError, Problem, Snapshot};
 use crate::engine::uring::{UringConfig, UringRuntime};
+use crate::settings;
 
 /// Check the configuration or the host
 #[derive(Debug, clap::Args)]
@@ -24,13 +25,14 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Check a configuration file, or explain what can be configured
+    /// Check a configuration file and the DKIM keys it names, or explain what can be configured
     #[command(after_help = "Examples:\n  \
         postrider check config --config /etc/postrider/postrider.toml\n  \
         postrider check config --describe delivery.retry\n\
-        Exit code 78 when the file is wrong.")]
+        Exit code 78 when the file is wrong, or a DKIM key that it names cannot be used. Run it\n\
+        as the daemon's user, who must be able to read the keys.")]
     Config(ConfigArgs),
-    /// Check kernel, limits, addresses and disk against what the configuration needs
+    /// Check kernel, limits, addresses, disk and keys against what the configuration needs
     #[command(
         after_help = "Example:\n  postrider check host --config /etc/postrider/postrider.toml"
     )]
@@ -101,6 +103,10 @@ fn describe(key: &str, args: &ConfigArgs) -> Result<(), Failure> {
 
 fn check_config(args: &ConfigArgs) -> Result<(), Failure> {
     let result = config::load(&args.config);
+    let faults = match &result {
+        Ok(loaded) => settings::load_keys(&loaded.snapshot).err(),
+        Err(_) => None,
+    };
     if args.json {
         let unreadable = result.as_ref().err().map(|error| Problem {
             line: 0,
@@ -116,14 +122,20 @@ fn check_config(args: &ConfigArgs) -> Result<(), Failure> {
             Err(ConfigError::Unreadable { .. }) => (&unreadable[..], &[][..]),
         };
         print_json(&serde_json::json!({
-            "file": args.config, "ok": result.is_ok(), "errors": errors, "warnings": warnings,
+            "file": args.config, "ok": result.is_ok() && faults.is_none(), "errors": errors,
+            "warnings": warnings, "key_errors": faults.clone().unwrap_or_default(),
         }))?;
-        return result.map(drop).map_err(Failure::Config);
+        result?;
+        return faults.map_or(Ok(()), |faults| Err(Failure::Unusable(faults)));
     }
     let loaded = result?;
     let mut out = String::new();
     for warning in &loaded.warnings {
         out.push_str(&format!("{}:{warning} (warning)\n", args.config.display()));
+    }
+    if let Some(faults) = faults {
+        print(&out)?;
+        return Err(Failure::Unusable(faults));
     }
     out.push_str(&format!("{}: good\n", args.config.display()));
     print(&out)
@@ -179,6 +191,7 @@ fn check_host(args: &HostArgs) -> Result<(), Failure> {
         snapshot.spool.free_space_min,
     ));
     findings.extend(addresses(&snapshot));
+    findings.extend(keys(&snapshot));
     if args.json {
         print_json(&findings)?;
     } else {
@@ -370,6 +383,22 @@ fn addresses(snapshot: &Snapshot) -> Vec<Finding> {
         )
     });
     sources.chain(listeners).collect()
+}
+
+/// The DKIM keys, as the daemon would load them; nothing where there are none.
+fn keys(snapshot: &Snapshot) -> Vec<Finding> {
+    let finding = |good, found| {
+        let advice = "put the key file right, or make a new one with postrider keygen";
+        Finding::judge(good, State::Wrong, "DKIM keys", found, advice)
+    };
+    match settings::load_keys(snapshot) {
+        Ok(_) if snapshot.dkim.is_empty() => Vec::new(),
+        Ok(_) => vec![finding(
+            true,
+            format!("{} can be used", snapshot.dkim.len()),
+        )],
+        Err(faults) => faults.into_iter().map(|one| finding(false, one)).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -297,26 +297,13 @@ fn show_status(status: &NodeStatus) -> String {
         status.uptime_seconds,
         table(&rows),
         show_counters(&sum.counters)
-    ) + &show_alarms(&sum.counters)
+    ) + &show_alarms(&status.alarms)
 }
 
 /// What somebody has to see to; nothing where all is well.
-fn show_alarms(counters: &Counters) -> String {
-    let mut out = String::new();
-    if counters.dkim_mismatches > 0 {
-        out.push_str(&format!(
-            "\nALARM: {} RSA signatures came out wrong and were made again: this machine computes \
-             wrongly, test its processor and memory\n",
-            counters.dkim_mismatches
-        ));
-    }
-    if counters.dkim_failures > 0 {
-        out.push_str(&format!(
-            "\nALARM: {} DKIM signatures could not be made; the mail waits, see the log\n",
-            counters.dkim_failures
-        ));
-    }
-    out
+fn show_alarms(alarms: &[String]) -> String {
+    let line = |alarm: &String| format!("\nALARM: {alarm}\n");
+    alarms.iter().map(line).collect()
 }
 
 fn show_counters(counters: &Counters) -> String {
@@ -477,6 +464,22 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn alarms_are_shown() {
+        let mut status = NodeStatus {
+            hostname: "mta.example".into(),
+            version: "1".into(),
+            pid: 2,
+            uptime_seconds: 3,
+            draining: false,
+            alarms: vec![],
+            shards: vec![ShardStatus::default()],
+        };
+        assert!(!show_status(&status).contains("ALARM"));
+        status.alarms.push("the roof is on fire".into());
+        assert!(show_status(&status).ends_with("\nALARM: the roof is on fire\n"));
     }
 
     #[test]

@@ -9,8 +9,12 @@ use crate::dkim::{KeyKind, keygen};
 
 /// Make a DKIM key and print the DNS record to publish
 ///
-/// The private key goes into a new file that only its owner may read. Publish the record first,
-/// wait until `postrider check dkim DOMAIN` finds it, then add the key to the configuration.
+/// The private key goes into a new file that only its owner may read. Publish the record, add the
+/// key to the configuration, wait until `postrider check dkim DOMAIN`, which reads the keys from
+/// there, finds the record, then restart the daemon: it signs with the key from then on. To
+/// rotate, leave the old key in the configuration beside the new one, and give the new one a
+/// `not_before` at which its record is surely published everywhere (a day ahead, say) and the old
+/// one a `not_after` there or later: the restart may then come at any time before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     postrider keygen --domain example.com --selector s1\n  \
@@ -89,6 +93,8 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
         "The private key is in {} (mode 0600; give it to the daemon's user).\n\n\
          1. Publish this record:\n\n{zone}\n\n\
          2. Add this to the configuration:\n\n{config}\n\
+         Beside an older key of the domain add a not_before, when this record is surely published\n\
+         everywhere, and give the older key a not_after there or later.\n\n\
          3. Prove that they match, then restart the daemon:\n\n\
          postrider check dkim {domain}\n",
         file.display()

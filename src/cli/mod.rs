@@ -65,6 +65,9 @@ pub enum Failure {
     Usage(String),
     /// 78: the configuration is wrong.
     Config(ConfigError),
+    /// 78: the configuration is well-formed and names something that cannot be used, such as a DKIM
+    /// key; one line each.
+    Unusable(Vec<String>),
 }
 
 impl Failure {
@@ -72,7 +75,7 @@ impl Failure {
         match self {
             Self::Failed(_) | Self::Reported => 1,
             Self::Usage(_) => 2,
-            Self::Config(_) => 78,
+            Self::Config(_) | Self::Unusable(_) => 78,
         }
     }
 
@@ -108,6 +111,11 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
                 Failure::Reported => {}
                 Failure::Failed(text) | Failure::Usage(text) => eprintln!("postrider: {text}"),
                 Failure::Config(error) => eprintln!("{error}"),
+                Failure::Unusable(faults) => {
+                    for fault in faults {
+                        eprintln!("postrider: {fault}");
+                    }
+                }
             }
             ExitCode::from(failure.code())
         }

@@ -1,6 +1,5 @@
 //! run - the daemon, from the command line's side.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +14,10 @@ pub const CONFIG_DEFAULT: &str = "/etc/postrider/postrider.toml";
 /// Prints `postrider: ready` on stdout when it accepts mail. SIGTERM ends it in order: nothing new
 /// is accepted, what is being sent is sent, and the rest stays in the spool.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  postrider run --config /etc/postrider/postrider.toml")]
+#[command(
+    after_help = "Example:\n  postrider run --config /etc/postrider/postrider.toml\n\
+    Exit code 78 when the configuration is wrong, or a DKIM key that it names cannot be used."
+)]
 pub struct Args {
     /// The configuration file
     #[arg(long, short, value_name = "FILE", default_value = CONFIG_DEFAULT)]
@@ -25,15 +27,15 @@ pub struct Args {
 /// Loads the configuration, starts logging, and serves until `serve` returns.
 ///
 /// # Errors
-/// A bad configuration (78), or what `serve` says (1).
-pub fn execute<E: fmt::Display>(
+/// A bad configuration (78), or what `serve` says.
+pub fn execute(
     args: &Args,
-    serve: impl FnOnce(Arc<Snapshot>) -> Result<(), E>,
+    serve: impl FnOnce(Arc<Snapshot>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let loaded = config::load(&args.config)?;
     logging::start(&loaded.snapshot.log)?;
     for warning in &loaded.warnings {
         tracing::warn!(file = %args.config.display(), "{warning}");
     }
-    serve(Arc::new(loaded.snapshot)).map_err(Failure::failed)
+    serve(Arc::new(loaded.snapshot))
 }

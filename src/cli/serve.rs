@@ -7,31 +7,39 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
+use super::Failure;
 use crate::config::Snapshot;
-use crate::node::Node;
+use crate::node::{Node, NodeError};
 
 /// Runs a node until SIGTERM or SIGINT. A second signal ends the process at once, which the spool
 /// survives as it survives a crash.
 ///
 /// # Errors
-/// What keeps the node from starting, or that it did not end in good order.
-pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
+/// What keeps the node from starting (78 where that is a key, which no new start puts right), or
+/// that it did not end in good order.
+pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), Failure> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     // Before any thread is made, so that all of them inherit the mask and only this one is told.
     signals
         .thread_block()
-        .map_err(|errno| format!("cannot block signals: {errno}"))?;
+        .map_err(|errno| Failure::Failed(format!("cannot block signals: {errno}")))?;
     raise_limits();
     small_pages();
-    let node = Node::start(snapshot).map_err(|error| error.to_string())?;
+    if !snapshot.dkim.is_empty() {
+        keep_keys_private();
+    }
+    let node = Node::start(snapshot).map_err(|error| match error {
+        NodeError::Keys(fault) => Failure::Unusable(vec![fault]),
+        other => Failure::failed(other),
+    })?;
     for address in node.listening() {
         tracing::info!(%address, "listening");
     }
-    announce().map_err(|error| format!("cannot write to stdout: {error}"))?;
+    announce().map_err(|error| Failure::Failed(format!("cannot write to stdout: {error}")))?;
     let next = || {
         signals
             .wait()
-            .map_err(|errno| format!("cannot wait for signals: {errno}"))
+            .map_err(|errno| Failure::Failed(format!("cannot wait for signals: {errno}")))
     };
     while next()? == Signal::SIGHUP {
         tracing::info!("SIGHUP: the DKIM key files are read again, the rest only at start");
@@ -40,11 +48,12 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), String> {
     // From here on a second signal has its default effect.
     signals
         .thread_unblock()
-        .map_err(|errno| format!("cannot unblock signals: {errno}"))?;
+        .map_err(|errno| Failure::Failed(format!("cannot unblock signals: {errno}")))?;
     if node.stop() {
         Ok(())
     } else {
-        Err("a shard did not end in time; its mail is in the spool".to_owned())
+        let text = "a shard did not end in time; its mail is in the spool";
+        Err(Failure::Failed(text.to_owned()))
     }
 }
 
@@ -64,6 +73,15 @@ fn small_pages() {
     }
 }
 
+/// Before private keys are read: no core dump, whatever the limits and the dump handler say, and no
+/// debugger and no reader of /proc/PID/mem but root's (prctl(2), PR_SET_DUMPABLE). perf and gdb of
+/// root work as before. Sensitive pages need no MADV_DONTDUMP then: there is no dump.
+fn keep_keys_private() {
+    if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%errno, "cannot forbid core dumps: one would show the DKIM keys");
+    }
+}
+
 /// Takes the descriptors and locked memory that the system's hard limits allow. Where that fails
 /// the engine says what it lacks.
 fn raise_limits() {
@@ -78,5 +96,19 @@ fn raise_limits() {
         if let Err(errno) = raised {
             tracing::warn!(?resource, %errno, "cannot raise a limit");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::prctl::{get_dumpable, set_dumpable};
+
+    #[test]
+    fn memory_with_keys_is_not_dumped() {
+        set_dumpable(true).unwrap();
+        super::keep_keys_private();
+        assert_eq!(get_dumpable(), Ok(false));
+        // The other tests of this process may be debugged.
+        set_dumpable(true).unwrap();
     }
 }

@@ -120,6 +120,12 @@ impl Signer {
         }
     }
 
+    /// For tests of the alarm: one lane computes wrongly from now on.
+    #[cfg(test)]
+    pub(crate) fn sabotage(&mut self) {
+        self.engine.sabotage = true;
+    }
+
     /// Whether this processor has the lanes (AVX-512 IFMA) and they are in use.
     #[must_use]
     pub fn has_lanes(&self) -> bool {

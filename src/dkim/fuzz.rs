@@ -5,12 +5,14 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::dkim::arriving::ArrivingBody;
+use crate::dkim::batch::Report;
 use crate::dkim::canon::BodyHasher;
-use crate::dkim::key::PrivateKey;
+use crate::dkim::key::{PrivateKey, Secret};
 use crate::dkim::record::{KeyKind, PublicRecord, keygen};
 use crate::dkim::ring::Identity;
 use crate::dkim::signature::{SignOptions, body_start, prepare};
 use crate::dkim::{der, rsa};
+use crate::limits;
 use crate::message::{BodyHash, Canon};
 use crate::time::Wall;
 
@@ -61,9 +63,88 @@ pub fn fuzz_keys(data: &[u8]) {
     }
 }
 
+macro_rules! test_keys {
+    ($($name:literal),+) => {
+        [$(include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"), "/tests/data/dkim/", $name, ".pem"
+        )).as_slice()),+]
+    };
+}
+
+/// Keys for [`fuzz_rsa`]: RSA-2048 that the lanes take, primes of extreme limbs among them; from
+/// `LANE_KEYS` on, longer ones and those that the lanes refuse.
+static RSA_KEYS: [&[u8]; 9] = test_keys!(
+    "limbs_full",
+    "limbs_full_p_less_than_q",
+    "limbs_empty",
+    "limbs_empty_p_less_than_q",
+    "limbs_sparse",
+    "limbs_in_turn",
+    "bits_4096",
+    "exponent_3",
+    "primes_unequal"
+);
+const LANE_KEYS: usize = 6;
+
+/// RSA in lanes against aws-lc-rs: the signatures are identical (PKCS#1 v1.5 is deterministic), and
+/// no lane needed to be replaced. The first octet says which keys take part; then each signature of
+/// a batch has an octet for its key and up to 32 for its digest, zeros after the end of the input.
+/// Without AVX-512 IFMA it compares aws-lc-rs with itself.
+pub fn fuzz_rsa(data: &[u8]) {
+    static KEYS: OnceLock<Vec<PrivateKey>> = OnceLock::new();
+    let keys = KEYS.get_or_init(|| {
+        let read = |pem: &&[u8]| PrivateKey::from_pem(pem).expect("a key of our tests");
+        RSA_KEYS.iter().map(read).collect()
+    });
+    let Some((mode, rest)) = data.split_first() else {
+        return;
+    };
+    // Mixed widths go to aws-lc-rs, so most inputs keep to the lanes.
+    let choice = if *mode >= 0xe0 { keys.len() } else { LANE_KEYS };
+    let batch: Vec<(&rsa::RsaKey, [u8; 32])> = rest
+        .chunks(33)
+        .take(limits::DKIM_BATCH_MAX)
+        .map(|piece| {
+            let mut hash = [0; 32];
+            hash[..piece.len() - 1].copy_from_slice(&piece[1..]);
+            match &keys[usize::from(piece[0]) % choice].0 {
+                Secret::Rsa(key) => (&**key, hash),
+                Secret::Ed25519(_) => unreachable!("all keys of RSA_KEYS are RSA"),
+            }
+        })
+        .collect();
+    let jobs: Vec<_> = batch.iter().map(|(key, hash)| (*key, hash)).collect();
+    let mut report = Report::default();
+    let signatures = rsa::Engine::new(true).sign(&jobs, &mut report);
+    assert_eq!(signatures.len(), batch.len());
+    assert_eq!((report.lane_mismatches, report.failures), (0, 0));
+    for ((key, hash), signature) in batch.iter().zip(signatures) {
+        let alone = key
+            .sign_one(hash)
+            .expect("aws-lc-rs signs with a key it took");
+        assert_eq!(signature.expect("as above"), alone);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{fuzz_keys, fuzz_message};
+    use super::{LANE_KEYS, RSA_KEYS, fuzz_keys, fuzz_message, fuzz_rsa};
+    use crate::message::testing::Random;
+
+    // Batches of one to eight and more, digests cut short, the lanes' keys and mixed ones.
+    #[test]
+    fn rsa_of_any_input() {
+        fuzz_rsa(b"");
+        let mut random = Random(4);
+        for length in [1, 2, 30, 34, 67, 133, 265, 280] {
+            for mode in [0, 0xe0] {
+                let mut input: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+                input[0] = mode;
+                fuzz_rsa(&input);
+            }
+        }
+        const { assert!(LANE_KEYS < RSA_KEYS.len()) };
+    }
 
     // Seeds, each damaged in many places.
     #[test]

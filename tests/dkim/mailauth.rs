@@ -83,14 +83,15 @@ never!(Box<str>, RecordSet<Ipv4Addr>);
 never!(Box<str>, RecordSet<Ipv6Addr>);
 never!(IpAddr, RecordSet<Box<str>>);
 
-struct Verifier {
+/// mail-auth, with records that it need not fetch.
+pub(crate) struct Verifier {
     authenticator: MessageAuthenticator,
     cache: Cache,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Verifier {
-    fn new(zone: &Zone) -> Self {
+    pub(crate) fn new(zone: &Zone) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -124,7 +125,7 @@ impl Verifier {
             .collect()
     }
 
-    fn assert_pass(&self, message: &[u8], signatures: usize) {
+    pub(crate) fn assert_pass(&self, message: &[u8], signatures: usize) {
         let results = self.verify(message);
         let passed = results
             .iter()
@@ -136,7 +137,7 @@ impl Verifier {
         );
     }
 
-    fn assert_broken(&self, message: &[u8]) {
+    pub(crate) fn assert_broken(&self, message: &[u8]) {
         let results = self.verify(message);
         let passed = results
             .iter()
@@ -153,7 +154,7 @@ fn dual() -> Setup {
 /// mail-auth 0.13.3 keeps lines of blanks at the end of a relaxed body as empty lines; RFC 6376
 /// 3.4.4 empties them first and then ignores them, and the other verifiers do so (`interop`). Such
 /// messages are theirs to judge.
-fn judged_by_mail_auth(body: Canon, message: &[u8]) -> bool {
+pub(crate) fn judged_by_mail_auth(body: Canon, message: &[u8]) -> bool {
     body == Canon::Simple || !corpus::ends_in_blank_lines(message)
 }
 

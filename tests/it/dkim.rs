@@ -35,11 +35,15 @@ struct Key {
 }
 
 fn make(scratch: &Scratch, file: &str, selector: &str, algorithm: &str) -> Key {
+    make_for("lab.test", scratch, file, selector, algorithm)
+}
+
+fn make_for(domain: &str, scratch: &Scratch, file: &str, selector: &str, algorithm: &str) -> Key {
     let file = scratch.path().join(file);
     let (code, stdout, stderr) = words(&[
         "keygen",
         "--domain",
-        "lab.test",
+        domain,
         "--selector",
         selector,
         "--algorithm",
@@ -301,7 +305,8 @@ fn private(file: &Path) {
 /// RSA of 1024 bits; it protects nothing.
 const SHORT_KEY: &str = include_str!("../data/dkim/bits_1024.pem");
 
-// What the daemon cannot sign with it does not start with, and says what to do about it.
+// What the daemon cannot sign with it does not start with, and says what to do about it; so do the
+// checks before it, and nobody starts it again and again (78).
 #[test]
 fn unusable_keys_are_named_at_the_start() {
     let scratch = Scratch::new();
@@ -322,10 +327,133 @@ fn unusable_keys_are_named_at_the_start() {
             file.display()
         );
         let config = scratch.file("postrider.toml", text);
-        let (code, _, stderr) = words(&["run", "--config", config.to_str().unwrap()]);
-        assert_eq!(code, Some(1), "{stderr}");
-        assert!(stderr.contains(file.to_str().unwrap()), "{stderr}");
-        assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+        let config = config.to_str().unwrap();
+        let named = |text: &str| {
+            let parts = parts.iter().all(|part| text.contains(part));
+            parts && text.contains(file.to_str().unwrap())
+        };
+        for verb in [
+            &["run"][..],
+            &["check", "config"],
+            &["check", "dkim", "lab.test"],
+        ] {
+            let (code, stdout, stderr) = words(&[verb, &["--config", config]].concat());
+            assert_eq!(code, Some(78), "{verb:?}: {stderr}");
+            assert!(named(&stderr), "{verb:?}: {stderr}");
+            assert!(!stdout.contains("good"), "{verb:?}: {stdout}");
+        }
+        let (code, stdout, _) = words(&["check", "config", "--json", "--config", config]);
+        let json: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!((code, &json["ok"]), (Some(78), &Value::Bool(false)));
+        assert!(named(json["key_errors"][0].as_str().unwrap()), "{stdout}");
+        let (code, stdout, _) = words(&["check", "host", "--config", config]);
+        assert_eq!(code, Some(1), "{stdout}");
+        let line = stdout.lines().find(|line| line.contains("DKIM keys"));
+        assert!(line.is_some_and(|line| line.starts_with("WRONG") && named(line)));
+    }
+}
+
+// Every row that is wrong is named at once; keys that can be used are said to be good.
+#[test]
+fn all_keys_are_checked() {
+    let scratch = Scratch::new();
+    let good = make(&scratch, "good.pem", "s1", "ed25519");
+    let text = format!("[node]\nhostname = \"mta.test\"\n{}", good.config);
+    let row = |name| {
+        let file = scratch.path().join(name);
+        let row = "[[dkim]]\ndomain = \"lab.test\"\nselector =";
+        format!("{row} \"{name}\"\nkey = \"{}.pem\"\n", file.display())
+    };
+    let config = scratch.file("postrider.toml", &text);
+    let check = |what| words(&["check", what, "--config", config.to_str().unwrap()]);
+    let (code, stdout, stderr) = check("config");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.ends_with("good\n"), "{stdout}");
+    let (_, stdout, _) = check("host");
+    assert!(
+        stdout.contains("good     DKIM keys: 1 can be used"),
+        "{stdout}"
+    );
+    scratch.file("postrider.toml", text + &row("gone1") + &row("gone2"));
+    let (code, _, stderr) = check("config");
+    assert_eq!(code, Some(78), "{stderr}");
+    let named = |name: &str| stderr.matches(name).count() > 0;
+    assert!(
+        named("gone1.pem") && named("gone2.pem") && !named("good.pem"),
+        "{stderr}"
+    );
+}
+
+/// The tags c, d and s of every signature, topmost first.
+fn signers(message: &Received) -> Vec<[String; 3]> {
+    let text = message.text();
+    let head = text.split("\r\n\r\n").next().unwrap();
+    let unfolded = head.replace("\r\n ", " ").replace("\r\n\t", " ");
+    let fields = unfolded.split("\r\n");
+    let values = fields.filter_map(|field| field.strip_prefix("DKIM-Signature:"));
+    let tag = |value: &str, name: &str| {
+        let mut tags = value
+            .split(';')
+            .filter_map(|tag| tag.trim().split_once('='));
+        let found = tags.find(|(tag, _)| *tag == name);
+        found.map(|(_, value)| value.to_owned()).unwrap_or_default()
+    };
+    values
+        .map(|value| ["c", "d", "s"].map(|name| tag(value, name)))
+        .collect()
+}
+
+// From the file to the wire: `canonicalization` is the c= of every signature; a key with
+// `platform` signs below the sender's own, and alone for those without a key where `no_key` says
+// so. All of it verifies.
+#[test]
+fn the_file_decides_who_signs_and_how() {
+    let scratch = Scratch::new();
+    let own = make(&scratch, "own.pem", "r1", "rsa2048");
+    let platform = make_for("mail.lab.test", &scratch, "mail.pem", "p1", "ed25519");
+    let dns = publish(&[&own, &platform]);
+    let sink = Sink::start();
+    let (sender, below) = (["lab.test", "r1"], ["mail.lab.test", "p1"]);
+    for (signing, is_platform, c, by_owner, by_others) in [
+        ("", false, "relaxed/relaxed", &[sender][..], &[][..]),
+        (
+            "canonicalization = \"simple/relaxed\"\nno_key = \"platform\"\n",
+            true,
+            "simple/relaxed",
+            &[sender, below],
+            &[below],
+        ),
+        (
+            "canonicalization = \"relaxed/simple\"\n",
+            true,
+            "relaxed/simple",
+            &[sender, below],
+            &[],
+        ),
+        (
+            "canonicalization = \"simple/simple\"\n",
+            false,
+            "simple/simple",
+            &[sender],
+            &[],
+        ),
+    ] {
+        let row = if is_platform { "platform = true\n" } else { "" };
+        let more = format!("[signing]\n{signing}{}{}{row}", own.config, platform.config);
+        let daemon = Daemon::start(sink.address, &more);
+        let mut client = Client::greeted(daemon.address);
+        for (from, expected) in [("a@lab.test", by_owner), ("a@other.test", by_others)] {
+            assert_eq!(submit(&mut client, &message(from)), 250);
+            let received = sink.next();
+            let wanted: Vec<_> = expected
+                .iter()
+                .map(|[domain, selector]| [c, domain, selector].map(str::to_owned))
+                .collect();
+            assert_eq!(signers(&received), wanted, "{more}\n{}", received.text());
+            let selectors: Vec<&str> = expected.iter().map(|one| one[1]).collect();
+            assert_passes(&received, &dns, &selectors);
+        }
+        assert_eq!(daemon.stop(), Some(0));
     }
 }
 

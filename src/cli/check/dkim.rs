@@ -34,7 +34,7 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
     if let Some(server) = args.dns {
         snapshot.dns.servers = vec![server];
     }
-    let ring = settings::key_ring(&snapshot).map_err(Failure::Failed)?;
+    let ring = settings::load_keys(&snapshot).map_err(Failure::Unusable)?;
     let identities = concerned(&ring, &args.domain);
     if identities.is_empty() {
         let (file, domain) = (args.config.display(), &args.domain);
