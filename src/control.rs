@@ -599,6 +599,9 @@ fn path_status(shards: Vec<Vec<PathFigures>>) -> Vec<PathStatus> {
             in_flight: path.in_flight,
             connections: path.connections,
             suspended: path.suspended,
+            failures: path.failures,
+            sleeps_seconds: path.sleeps_seconds,
+            last_error: path.last_error,
         }));
     }
     all

@@ -190,6 +190,12 @@ pub struct PathStatus {
     pub connections: u64,
     /// Whether an operator has suspended it.
     pub suspended: bool,
+    /// Failures of the host in a row.
+    pub failures: u32,
+    /// Seconds until the path is tried again after them, rounded up; none where it is awake.
+    pub sleeps_seconds: Option<u64>,
+    /// What was last said or went wrong, as long as the path is known.
+    pub last_error: Option<String>,
 }
 
 /// One element of GET /spool.

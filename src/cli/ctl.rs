@@ -330,7 +330,8 @@ fn show_paths(paths: &[PathStatus]) -> String {
         "deferred",
         "in flight",
         "connections",
-        "",
+        "state",
+        "last error",
     ];
     let mut rows = vec![row(head)];
     for path in paths {
@@ -341,11 +342,13 @@ fn show_paths(paths: &[PathStatus]) -> String {
         ];
         let numbers = [path.ready, path.deferred, path.in_flight, path.connections];
         cells.extend(numbers.map(|number| number.to_string()));
-        cells.push(if path.suspended {
-            "suspended".to_owned()
-        } else {
-            String::new()
+        cells.push(match (path.suspended, path.sleeps_seconds, path.failures) {
+            (true, ..) => "suspended".to_owned(),
+            (false, Some(seconds), failures) => format!("sleeps {seconds} s, failed {failures}"),
+            (false, None, 0) => String::new(),
+            (false, None, failures) => format!("failed {failures}"),
         });
+        cells.push(plain(path.last_error.as_deref().unwrap_or_default()));
         rows.push(cells);
     }
     table(&rows)
@@ -464,6 +467,35 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    // Why nothing goes out: how long a path sleeps, after how many failures, and what was said.
+    #[test]
+    fn paths_say_what_is_wrong() {
+        let path = PathStatus {
+            source: "ip1".to_owned(),
+            site: "mx.example".to_owned(),
+            shard: 0,
+            ready: 7,
+            deferred: 0,
+            in_flight: 0,
+            connections: 0,
+            suspended: false,
+            failures: 2,
+            sleeps_seconds: Some(10),
+            last_error: Some("mx.example [192.0.2.1]: slow\u{1b} down".to_owned()),
+        };
+        let well = PathStatus {
+            failures: 0,
+            sleeps_seconds: None,
+            last_error: None,
+            ..path.clone()
+        };
+        let shown = show_paths(&[path, well]);
+        let lines: Vec<&str> = shown.lines().collect();
+        let end = "sleeps 10 s, failed 2  mx.example [192.0.2.1]: slow\\u{1b} down";
+        assert!(lines[1].ends_with(end), "{shown}");
+        assert!(lines[2].ends_with(" 0"), "{shown}");
     }
 
     #[test]

@@ -254,6 +254,12 @@ pub struct PathFigures {
     pub connections: u64,
     /// Whether an operator has stopped it.
     pub suspended: bool,
+    /// Failures of the host in a row.
+    pub failures: u32,
+    /// Seconds until the path is tried again after them, rounded up; none where it is awake.
+    pub sleeps_seconds: Option<u64>,
+    /// What was last said or went wrong, as long as the path is known.
+    pub last_error: Option<String>,
 }
 
 /// The way to every shard of the node, by shard number.

@@ -4,6 +4,7 @@ use crate::engine::Port;
 use crate::queue::{Event, PathId, PathReport};
 use crate::service::dispatch::Dispatch;
 use crate::service::mesh::{Figures, PathFigures};
+use crate::time::Mono;
 
 impl<P: Port> Dispatch<P> {
     /// Takes nothing new into hand from now on; connections say QUIT when they are done.
@@ -47,6 +48,8 @@ impl<P: Port> Dispatch<P> {
     /// Every egress path that lives here.
     pub fn path_figures(&self) -> Vec<PathFigures> {
         let brain = self.brain.borrow();
+        let now = self.port.now();
+        let seconds = |until: Mono| until.since(now).as_millis().div_ceil(1000);
         let figures = |path: PathReport<'_>| PathFigures {
             source: self.settings.sources[usize::from(path.source)]
                 .name
@@ -57,6 +60,11 @@ impl<P: Port> Dispatch<P> {
             in_flight: u64::from(path.in_flight),
             connections: u64::from(path.connections),
             suspended: path.suspended,
+            failures: path.failures,
+            sleeps_seconds: path
+                .backoff_until
+                .map(|until| u64::try_from(seconds(until)).unwrap_or(u64::MAX)),
+            last_error: path.last_error.map(|(_, text)| text.to_owned()),
         };
         brain.paths().map(figures).collect()
     }
