@@ -88,9 +88,7 @@ impl Control {
     ) -> Result<Self, String> {
         let resolver = resolver(&snapshot.dns)?;
         let socket = match &snapshot.admin.socket {
-            Some(path) => {
-                Some(AdminSocket::bind(path).map_err(|error| format!("admin.socket: {error}"))?)
-            }
+            Some(path) => Some(AdminSocket::bind(path).map_err(|error| error.to_string())?),
             None => None,
         };
         let draining = Arc::new(AtomicBool::new(false));
@@ -632,6 +630,7 @@ fn not_released(error: ReleaseError) -> String {
             "the message is damaged and is never sent; `postrider spool export --quarantined` \
              copies what is left of it"
         }
+        ReleaseError::UnderWay => "it is being released, or put aside, at this moment",
         ReleaseError::Io => "the disk does not do it now; see the log",
     }
     .to_owned()

@@ -264,6 +264,10 @@ pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
 /// Settlements of one state group: 64 KiB of records.
 pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
 
+/// Free space under which new mail is refused, unless configured otherwise: a quarter of a minute
+/// of settlements and stragglers at full speed, which need room to make room.
+pub const SPOOL_LOW_WATER_BYTES: u64 = 256 << 20;
+
 /// Rest of the disk after each half megabyte of a segment that is made in advance: with 10 ms a
 /// segment of 64 MiB is there after 1.4 s, and takes a twentieth of what a disk of 1 GB/s gives.
 pub const SPOOL_MAKING_PAUSE: Duration = Duration::from_millis(10);
@@ -315,6 +319,10 @@ pub const JUMPS_KEPT_MAX: usize = 64;
 
 /// Messages of one quarantine that a listing names; the rest is counted.
 pub const QUARANTINE_LISTED_MAX: usize = 1_000;
+
+/// Releases from one quarantine that failed, or are under way, and that nothing is known of yet: an
+/// operator who tries more often has a disk to mend first.
+pub const RELEASE_NOTES_MAX: usize = 1_000;
 
 // ---- queue ----
 
@@ -429,7 +437,7 @@ pub const MAILBOX_LETTERS_MAX: usize = 16_384;
 /// Answers of the DNS that a shard keeps: beside [`WAYS_MAX`], as a site asks again for each dial.
 pub const RESOLVER_ANSWERS_MAX: usize = 100_000;
 
-/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message (R12).
+/// Shortest life of a DNS answer here: a TTL of zero must not mean a question per message.
 pub const RESOLVER_TTL_MIN: Duration = Duration::from_secs(5);
 
 /// Longest life of a DNS answer here, whatever its TTL says (RFC 8767 suggests at most a week).

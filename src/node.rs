@@ -16,6 +16,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,11 +27,11 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::config::{Shards, Snapshot};
+use crate::config::{Listener, Shards, Snapshot};
 use crate::control::{Control, Names, key_stamps};
 use crate::dkim::KeyRing;
 use crate::engine::mesh::{MailSender, mailbox};
-use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError};
+use crate::engine::uring::{UringConfig, UringRuntime, UringSetupError, reserve_port};
 use crate::engine::{CrashWatch, Port, Words};
 use crate::limits;
 use crate::queue::Grants;
@@ -70,7 +71,14 @@ impl fmt::Display for NodeError {
                     f,
                     "node.data_dir {}: cannot {action}: {error}",
                     path.display()
-                )
+                )?;
+                match error.kind() {
+                    io::ErrorKind::PermissionDenied => f.write_str(
+                        "; give it, and every directory above it the right to be entered, to the \
+                         user that runs the daemon",
+                    ),
+                    _ => Ok(()),
+                }
             }
             Self::Locked(path) => write!(
                 f,
@@ -110,7 +118,7 @@ impl Node {
     ///
     /// # Errors
     /// See [`NodeError`]; nothing is left running then.
-    pub fn start(snapshot: Arc<Snapshot>) -> Result<Self, NodeError> {
+    pub fn start(mut snapshot: Arc<Snapshot>) -> Result<Self, NodeError> {
         let lock = lock_data_directory(&snapshot.node.data_dir)?;
         let stamps = key_stamps(&snapshot);
         let keys = Arc::new(settings::key_ring(&snapshot).map_err(NodeError::Keys)?);
@@ -120,6 +128,7 @@ impl Node {
             Shards::Count(count) => Some(count),
         };
         let shards = shards.map_or(1, NonZeroU16::get).min(limits::SHARDS_MAX);
+        let _reserved = choose_ports(&mut snapshot)?;
         let (names, questions) = Names::channel();
         let spools = spools_in_care(&snapshot.node.data_dir, shards)?;
         let grants = Arc::<Grants>::default();
@@ -203,6 +212,23 @@ impl Node {
         );
         all
     }
+}
+
+/// Gives the listeners that let the kernel choose a port one that all shards share. It is reserved
+/// until the returned sockets go.
+fn choose_ports(snapshot: &mut Arc<Snapshot>) -> Result<Vec<OwnedFd>, NodeError> {
+    if snapshot.listeners.iter().all(|l| l.address.port() != 0) {
+        return Ok(Vec::new());
+    }
+    let listeners = &mut Arc::make_mut(snapshot).listeners;
+    let open = listeners.iter_mut().filter(|l| l.address.port() == 0);
+    let choose = |listener: &mut Listener| {
+        let failed = |error| NodeError::Shard(0, BootError::Listen(listener.address, error));
+        let (reserved, address) = reserve_port(listener.address.ip()).map_err(failed)?;
+        listener.address = address;
+        Ok(reserved)
+    };
+    open.map(choose).collect()
 }
 
 /// How long shards may take beyond the drain itself, to close their spools.

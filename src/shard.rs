@@ -25,7 +25,6 @@ use crate::service::signer::SignService;
 use crate::service::smtpd::{self, Listener, MovingSession, Sessions};
 use crate::service::spooler::{LoadCursor, ReleaseError, SpoolError, Spooler};
 use crate::settings;
-use crate::spool::Alarm;
 
 /// What one shard is told at boot.
 pub struct Plan {
@@ -360,9 +359,8 @@ impl<P: Port> Office<P> {
                 answer(reply, changed);
             }
             OperatorRequest::Probe(reply) => {
-                let alarmed =
-                    |spool: &Spooler<P>| spool.status().alarms.contains(&Alarm::DiskFailed);
-                answer(reply, self.spools.iter().any(|(_, spool)| alarmed(spool)));
+                let probed = self.spools.iter().filter(|(_, spool)| spool.probe_now());
+                answer(reply, probed.count() > 0);
             }
             OperatorRequest::Quarantine(reply) => {
                 let spools = self.spools.clone();

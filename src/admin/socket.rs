@@ -93,6 +93,13 @@ impl AdminSocket {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        // As for the data directory: only the last level, which may be one of a mistyped path.
+        match DirBuilder::new().mode(0o755).create(parent) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(io("make its directory")(error));
+            }
+            _ => {}
+        }
         let private = parent.join(format!(".{}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)

@@ -231,6 +231,10 @@ fn only_a_stale_socket_is_replaced() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("/nowhere/at/all/s"), "{error}");
+    // The directory itself is made, as a fresh /run has none.
+    let fresh = scratch.socket().with_file_name("fresh").join("admin.sock");
+    drop(AdminSocket::bind(&fresh).unwrap());
+    assert!(fresh.parent().unwrap().is_dir());
 }
 
 // A node that ends does not take away the socket of its successor.

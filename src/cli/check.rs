@@ -12,7 +12,8 @@ use serde::Serialize;
 
 use super::run::CONFIG_DEFAULT;
 use super::{Failure, print, print_json};
-use crate::config::{self, ConfigError, Snapshot};
+use crate::config::{self, ConfigError, Problem, Snapshot};
+use crate::engine::uring::{UringConfig, UringRuntime};
 use crate::settings;
 
 /// Check the configuration or the host
@@ -107,10 +108,18 @@ fn check_config(args: &ConfigArgs) -> Result<(), Failure> {
         Err(_) => None,
     };
     if args.json {
+        let unreadable = result.as_ref().err().map(|error| Problem {
+            line: 0,
+            column: 0,
+            key: String::new(),
+            message: error.to_string(),
+            nearest: None,
+        });
+        let unreadable: Vec<Problem> = unreadable.into_iter().collect();
         let (errors, warnings) = match &result {
             Ok(loaded) => (&[][..], &loaded.warnings[..]),
             Err(ConfigError::Wrong { problems, .. }) => (&problems[..], &[][..]),
-            Err(ConfigError::Unreadable { .. }) => (&[][..], &[][..]),
+            Err(ConfigError::Unreadable { .. }) => (&unreadable[..], &[][..]),
         };
         print_json(&serde_json::json!({
             "file": args.config, "ok": result.is_ok() && faults.is_none(), "errors": errors,
@@ -170,7 +179,7 @@ impl Finding {
 
 fn check_host(args: &HostArgs) -> Result<(), Failure> {
     let snapshot = config::load(&args.config)?.snapshot;
-    let mut findings = vec![kernel(), io_uring()];
+    let mut findings = vec![kernel(), io_uring(), ring()];
     findings.extend(
         [locked_memory(), open_files(&snapshot)]
             .into_iter()
@@ -249,6 +258,21 @@ fn io_uring() -> Finding {
         value,
         advice,
     )
+}
+
+/// Whether a ring can be had: a seccomp filter or a limit may forbid what the sysctl allows.
+fn ring() -> Finding {
+    let what = "a ring of the engine";
+    match UringRuntime::new(UringConfig::default()) {
+        Ok(_) => Finding::judge(true, State::Wrong, what, "works".to_owned(), ""),
+        Err(error) => Finding::judge(
+            false,
+            State::Wrong,
+            what,
+            "refused".to_owned(),
+            &error.to_string(),
+        ),
+    }
 }
 
 fn locked_memory() -> Option<Finding> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::values::{duration, rate, size};
 use super::{Failure, print, print_json};
+use crate::lab::LabError;
 use crate::lab::demo::{self, DemoOptions, DemoReport};
 use crate::lab::load::{self, Dialogue, Latency, LoadOptions, LoadReport};
 use crate::lab::personality::Mix;
@@ -299,12 +300,28 @@ impl DemoArgs {
     }
 }
 
+/// Which exit code an experiment that could not be carried out ends with, and what is said.
+fn failure(error: LabError) -> Failure {
+    let text = error.to_string();
+    match error {
+        LabError::Options(_) | LabError::Template(_) => Failure::Usage(text),
+        LabError::Daemon(log, _) => {
+            // Its last words are mostly the reason.
+            let words = std::fs::read_to_string(log).unwrap_or_default();
+            let last: Vec<&str> = words.lines().rev().take(5).collect();
+            let last = last.into_iter().rev().map(|line| format!("\n  {line}"));
+            Failure::Failed(text + &last.collect::<String>())
+        }
+        _ => Failure::Failed(text),
+    }
+}
+
 /// Sends the campaign, prints the report, and fails when a message was not acknowledged.
 pub(super) fn load(args: &LoadArgs) -> Result<(), Failure> {
     let options = args.options();
     let counters = Arc::clone(&options.counters);
     on_signal(move || counters.stop.store(true, Ordering::Relaxed))?;
-    let report = load::run(options).map_err(Failure::failed)?;
+    let report = load::run(options).map_err(failure)?;
     if args.campaign.json {
         print_json(&report)?;
     } else {
@@ -333,7 +350,7 @@ pub(super) fn sink(args: &SinkArgs) -> Result<(), Failure> {
             dns.unwrap_or_default()
         );
     });
-    let report = report.map_err(Failure::failed)?;
+    let report = report.map_err(failure)?;
     if args.json {
         print_json(&report)
     } else {
@@ -343,7 +360,9 @@ pub(super) fn sink(args: &SinkArgs) -> Result<(), Failure> {
 
 /// Runs the demo, prints the report, and fails when the promise was broken.
 pub(super) fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let report = demo::run(args.options()).map_err(Failure::failed)?;
+    Mix::parse(&args.personalities)
+        .map_err(|error| Failure::Usage(format!("--personality: {error}")))?;
+    let report = demo::run(args.options()).map_err(failure)?;
     if args.campaign.json {
         print_json(&report)?;
     } else {
@@ -466,6 +485,12 @@ pub fn show_demo(report: &DemoReport) -> String {
         report.kills,
         report.spool_bytes >> 20,
     );
+    if report.contradicted + report.unknown > 0 {
+        let (both, unknown) = (report.contradicted, report.unknown);
+        out.push_str(&format!(
+            "delivered and bounced {both}\nnever sent  {unknown}\n"
+        ));
+    }
     if let Some(directory) = &report.directory {
         out.push_str(&format!("kept in     {}\n", directory.display()));
     }
@@ -490,7 +515,7 @@ mod tests {
         T::from_arg_matches(&command.try_get_matches_from(words)?)
     }
 
-    // The options that the issue names arrive where the laboratory looks for them.
+    // All options arrive where the laboratory looks for them.
     #[test]
     fn words_become_options() {
         let load: LoadArgs = parse(&[

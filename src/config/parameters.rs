@@ -483,8 +483,8 @@ pub const PARAMETERS: &[Parameter] = &[
         },
         Absent::Default("\"64MiB\""),
         "\"128MiB\"",
-        "The size of one file of the message log, a multiple of 4 KiB. Files are written in full \
-         before their first use and then reused.",
+        "The size of one file of the message log, a multiple of 4 KiB, and at most a 32nd of the \
+         file system. Files are written in full before their first use and then reused.",
     ),
     row(
         "spool",
@@ -496,7 +496,8 @@ pub const PARAMETERS: &[Parameter] = &[
         Absent::Default("\"256MiB\""),
         "\"10GiB\"",
         "The free space of the file system under which no further file is made and new mail gets \
-         452; mail already accepted goes on.",
+         452; mail already accepted goes on. The default is a sixteenth of a file system that is \
+         smaller than 4 GiB.",
     ),
     row(
         "spool",

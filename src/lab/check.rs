@@ -30,7 +30,7 @@ pub struct Verdict {
     pub duplicates: u64,
     /// Deliveries after ones that the sink left unanswered: it asked for them.
     pub repeated: u64,
-    /// Recipients that got the message and a failure notification.
+    /// Recipients that got the message, with a 250 of the sink, and a failure notification.
     pub contradicted: u64,
     /// Deliveries with other content than what was injected.
     pub corrupt: u64,
@@ -179,7 +179,7 @@ impl Books {
         for line in &self.lines {
             let first = line.first as usize;
             for mark in &self.marks[first..first + usize::from(line.recipients)] {
-                verdict.contradicted += u64::from(mark & DELIVERED != 0 && mark & BOUNCED != 0);
+                verdict.contradicted += u64::from(mark & ANSWERED != 0 && mark & BOUNCED != 0);
                 if !line.acknowledged {
                     continue;
                 }

@@ -114,8 +114,13 @@ pub struct DemoReport {
     pub duplicates: u64,
     /// Duplicates that crashes explain at most: what was in flight at each kill.
     pub duplicates_explained_max: u64,
+    /// Recipients that were delivered to and reported as failed; a crash explains it as it
+    /// explains a duplicate.
+    pub contradicted: u64,
     /// Deliveries that differ from what was injected.
     pub corrupt: u64,
+    /// Deliveries that nobody asked for.
+    pub unknown: u64,
     /// From the first connection to the last acknowledgement.
     pub seconds: f64,
     /// Acknowledged messages per second.
@@ -144,12 +149,13 @@ pub struct DemoReport {
 }
 
 impl DemoReport {
-    /// Whether the promise was kept: nothing lost, nothing corrupt, no duplicate that no crash
-    /// explains, and an orderly end.
+    /// Whether the promise was kept: nothing lost, corrupt or unheard of, no duplicate and no
+    /// contradiction that no crash explains, and an orderly end.
     #[must_use]
     pub fn holds(&self) -> bool {
-        let kept = self.lost == 0 && self.corrupt == 0;
-        kept && self.duplicates <= self.duplicates_explained_max && self.clean_exit
+        let kept = self.lost == 0 && self.corrupt == 0 && self.unknown == 0;
+        let explained = self.duplicates.saturating_add(self.contradicted);
+        kept && explained <= self.duplicates_explained_max && self.clean_exit
     }
 }
 
@@ -211,7 +217,8 @@ impl Place {
 /// Runs the demo.
 ///
 /// # Errors
-/// Whatever keeps it from reaching a result; then everything is left in its directory.
+/// Whatever keeps it from reaching a result; then everything is left in its directory, unless what
+/// was asked for makes no sense.
 pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
     if options.messages == 0 {
         return Err(LabError::Options("a demo needs a message"));
@@ -219,6 +226,15 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
     let mix = Mix::parse(&options.personalities)
         .map_err(|_| LabError::Options("a personality makes no sense; see `demo --help`"))?;
     let place = Place::make(&options)?;
+    let result = run_in(&place, mix, options);
+    let senseless = matches!(result, Err(LabError::Options(_) | LabError::Template(_)));
+    if senseless && place.temporary {
+        place.remove()?;
+    }
+    result
+}
+
+fn run_in(place: &Place, mix: Mix, options: DemoOptions) -> Result<DemoReport, LabError> {
     let arrived: Arc<SinkCounters> = Arc::default();
     let sink = Sink::start(SinkOptions {
         port: 0,
@@ -231,9 +247,9 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
         ..SinkOptions::default()
     })?;
     let listener = free_address().map_err(|error| LabError::Daemon(place.log(), error))?;
-    let daemon = start_daemon(&options, &place, &sink, listener)?;
+    let daemon = start_daemon(&options, place, &sink, listener)?;
     let mut stage = Stage::new(&options, daemon, &sink, arrived, place.sent());
-    let report = play(&mut stage, &place, listener)?;
+    let report = play(&mut stage, place, listener)?;
     drop(stage);
     sink.stop()?;
     if place.temporary && report.holds() {
@@ -241,7 +257,7 @@ pub fn run(options: DemoOptions) -> Result<DemoReport, LabError> {
         return Ok(report);
     }
     Ok(DemoReport {
-        directory: Some(place.directory),
+        directory: Some(place.directory.clone()),
         ..report
     })
 }
@@ -345,7 +361,9 @@ fn play(
         lost: verdict.lost,
         duplicates: verdict.duplicates,
         duplicates_explained_max: stage.explained,
+        contradicted: verdict.contradicted,
         corrupt: verdict.corrupt,
+        unknown: verdict.unknown,
         seconds: load.seconds,
         messages_per_second: load.messages_per_second,
         seconds_end_to_end: end_to_end,

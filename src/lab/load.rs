@@ -165,6 +165,26 @@ pub struct RefusalCount {
     pub count: u64,
 }
 
+/// What only the daemon and the receivers know: null in the load generator's report, so that all
+/// reports of the laboratory have the same keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Unseen {
+    /// Recipients that got the message.
+    pub delivered: Option<u64>,
+    /// Recipients still in the spool.
+    pub deferred: Option<u64>,
+    /// Recipients whose failure was notified.
+    pub bounced: Option<u64>,
+    /// Acknowledged recipients that are nowhere.
+    pub lost: Option<u64>,
+    /// Deliveries beyond the first.
+    pub duplicates: Option<u64>,
+    /// Deliveries that differ from what was injected.
+    pub corrupt: Option<u64>,
+    /// CPU time of the daemon per message.
+    pub cpu_us_per_message: Option<u64>,
+}
+
 /// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoadReport {
@@ -197,6 +217,9 @@ pub struct LoadReport {
     pub client_cpu_us_per_message: f64,
     /// The run's id, as in `X-Load-Id`.
     pub run: String,
+    /// What `postrider demo` says and this cannot.
+    #[serde(flatten)]
+    pub unseen: Unseen,
 }
 
 /// Injects the campaign; returns when every message is acknowledged or given up.

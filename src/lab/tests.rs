@@ -171,6 +171,18 @@ fn a_rate_is_reported_with_both_latencies() {
     };
     let report = load::run(load).unwrap();
     assert_eq!((report.accepted, report.rate), (300, Some(5_000.0)));
+    // The keys that programs read in every report; null says "not seen from here".
+    let json = serde_json::to_value(&report).unwrap();
+    for key in [
+        "delivered",
+        "deferred",
+        "bounced",
+        "lost",
+        "duplicates",
+        "corrupt",
+    ] {
+        assert_eq!(json.get(key), Some(&serde_json::Value::Null), "{key}");
+    }
     assert!(report.seconds >= 299.0 / 5_000.0);
     assert!(report.latency_from_due_us.max >= report.latency_us.p50);
     assert_eq!(sink.stop().unwrap().violations, 0);

@@ -27,7 +27,9 @@ use crate::service::dates::Dates;
 use crate::service::delivery::{self, Link};
 use crate::service::hands::Hands;
 use crate::service::held::{FreshBudget, Held, Turns};
-use crate::service::mesh::{Bounce, Failure, LendError, Mesh, ShardMessage, Target, Transfer};
+use crate::service::mesh::{
+    Bounce, Failure, LendError, Lent, Mesh, ShardMessage, Target, Transfer,
+};
 use crate::service::resolver::Resolver;
 use crate::service::signer::{SignError, SignService};
 use crate::service::spooler::Spooler;
@@ -218,7 +220,7 @@ pub struct Dispatch<P: Port> {
 /// A message asked for from another shard.
 #[derive(Default)]
 struct Loan {
-    answer: RefCell<Option<Result<Arc<Held>, LendError>>>,
+    answer: RefCell<Option<Result<Lent, LendError>>>,
     answered: Signal,
 }
 
@@ -276,7 +278,7 @@ impl<P: Port> Dispatch<P> {
                 if let Some(me) = me.upgrade() {
                     me.count_settlement(settlement.kind);
                     if settlement.kind == SettlementKind::Quarantined {
-                        me.clear_suspect(settlement.id);
+                        me.is_aside(settlement.id);
                     }
                 }
             });
@@ -542,16 +544,24 @@ impl<P: Port> Dispatch<P> {
     }
 
     async fn prepare(&self, entry: EntryId, eight_bit_mime: bool) -> Option<Work> {
-        let (id, recipients, held) = {
+        let (id, mut recipients, held): (_, VecDeque<u32>, _) = {
             let brain = self.brain.borrow();
             let assigned = brain.get(entry)?;
             let recipients = assigned.recipients().as_slice().iter().copied().collect();
             (assigned.message(), recipients, assigned.payload().clone())
         };
-        let held = match held {
-            Some(held) => Ok(held),
+        let lent = match held {
+            Some(held) => {
+                let ended = Vec::new();
+                Ok(Lent { held, ended })
+            }
             None => self.borrow_message(id).await,
         };
+        let held = lent.and_then(|lent| {
+            recipients.retain(|recipient| !lent.has_ended(*recipient));
+            let some = !recipients.is_empty();
+            some.then_some(lent.held).ok_or(LendError::Gone)
+        });
         match held {
             Ok(held) => {
                 let form = match held.for_receiver(eight_bit_mime, &self.conversions).await {

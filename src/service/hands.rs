@@ -176,7 +176,8 @@ pub struct Hands {
 
 #[derive(Debug, Clone, Copy)]
 struct Suspect {
-    place: usize,
+    /// None for one that another shard has condemned, or that is put aside: it is for this life.
+    place: Option<usize>,
     crashes: u64,
     /// Its sender is about to be told of a failure: an attempt that has ended does not clear it.
     bouncing: bool,
@@ -208,7 +209,7 @@ impl Hands {
             let pair = [at, at + 1].map(|at| words.words()[at].load(Ordering::Relaxed));
             if let Some(id) = id_of(pair[0]) {
                 let suspect = Suspect {
-                    place,
+                    place: Some(place),
                     crashes: pair[1],
                     bouncing: false,
                 };
@@ -347,8 +348,10 @@ impl Hands {
         let mut suspects = self.suspects.borrow_mut();
         if let Some(suspect) = suspects.get_mut(&id) {
             suspect.crashes = suspect.crashes.saturating_add(1);
-            self.word(SUSPECTS_AT + PAIR * suspect.place + 1)
-                .store(suspect.crashes, Ordering::Relaxed);
+            if let Some(place) = suspect.place {
+                self.word(SUSPECTS_AT + PAIR * place + 1)
+                    .store(suspect.crashes, Ordering::Relaxed);
+            }
             return;
         }
         let free = (0..SUSPECTS_MAX).find(|place| {
@@ -361,12 +364,36 @@ impl Hands {
             self.word(SUSPECTS_AT + PAIR * place + 1)
                 .store(1, Ordering::Relaxed);
             let suspect = Suspect {
-                place,
+                place: Some(place),
                 crashes: 1,
                 bouncing: false,
             };
             suspects.insert(id, suspect);
         }
+    }
+
+    /// Another shard has condemned a message: it is not tried here either, as long as this process
+    /// lives. What is kept for the next is that shard's note. Where there is no room nothing is
+    /// noted: then it is tried here, and condemned by what comes of that.
+    pub fn condemn(&self, id: MessageId) {
+        let mut suspects = self.suspects.borrow_mut();
+        if let Some(suspect) = suspects.get_mut(&id) {
+            suspect.crashes = suspect.crashes.max(self.crashes_max);
+        } else if suspects.len() < SUSPECTS_MAX {
+            let suspect = Suspect {
+                place: None,
+                crashes: self.crashes_max,
+                bouncing: false,
+            };
+            suspects.insert(id, suspect);
+        }
+    }
+
+    /// A message is in quarantine: the next life need not know of it, and whoever still has an
+    /// entry of it in this one does not try it.
+    pub fn put_aside(&self, id: MessageId) {
+        self.clear(id);
+        self.condemn(id);
     }
 
     /// The sender of a message is being told of a failure: what comes of that is still to be seen.
@@ -403,8 +430,9 @@ impl Hands {
 
     /// The message has left, or its sender has been told: it is cleared.
     pub fn clear(&self, id: MessageId) {
-        if let Some(suspect) = self.suspects.borrow_mut().remove(&id) {
-            let at = SUSPECTS_AT + PAIR * suspect.place;
+        let removed = self.suspects.borrow_mut().remove(&id);
+        if let Some(place) = removed.and_then(|suspect| suspect.place) {
+            let at = SUSPECTS_AT + PAIR * place;
             self.word(at + 1).store(0, Ordering::Relaxed);
             self.word(at).store(0, Ordering::Relaxed);
         }
@@ -553,6 +581,38 @@ mod tests {
         let table = table(1, &suspects);
         hands(&table, 0).tried(id(7));
         assert_eq!(suspects_of(&table).get(&id(7)), None);
+    }
+
+    // What another shard has condemned is not tried, and takes no place in the table; what this
+    // one accused itself keeps its place until it is put aside.
+    #[test]
+    fn the_condemned_of_others_are_not_tried() {
+        let table = table(2, &Suspects::new());
+        let (one, two) = (hands(&table, 0), hands(&table, 1));
+        for _ in 0..3 {
+            one.accuse(id(7));
+        }
+        two.condemn(id(7));
+        assert!(one.is_condemned(id(7)) && two.is_condemned(id(7)));
+        assert_eq!(suspects_of(&table), Suspects::from([(id(7), 3)]));
+        two.accuse(id(7));
+        two.accuse(id(8));
+        two.condemn(id(8));
+        assert!(two.is_condemned(id(8)) && !one.is_condemned(id(8)));
+        let both = Suspects::from([(id(7), 3), (id(8), 1)]);
+        assert_eq!(suspects_of(&table), both);
+        for hands in [&one, &two] {
+            hands.put_aside(id(7));
+            assert!(hands.is_condemned(id(7)));
+        }
+        assert_eq!(suspects_of(&table), Suspects::from([(id(8), 1)]));
+        // As many as there is room for.
+        for n in 0..2 * SUSPECTS_MAX as u64 {
+            two.condemn(id(1_000 + n));
+        }
+        assert_eq!(two.suspects.borrow().len(), SUSPECTS_MAX);
+        assert!(two.is_condemned(id(1_000)));
+        assert!(!two.is_condemned(id(999 + 2 * SUSPECTS_MAX as u64)));
     }
 
     // What is still to be told to the sender is not cleared by the attempt.

@@ -40,12 +40,14 @@ pub enum ShardMessage {
         /// The number of the request.
         ticket: u64,
         /// The message.
-        result: Result<Arc<Held>, LendError>,
+        result: Result<Lent, LendError>,
     },
     /// Home shard to storing shard: what became of recipients.
     Settle(Settlement),
     /// Home shard to storing shard: put this message into quarantine; it was in hand too often.
     SetAside(MessageId),
+    /// Shard to all others: this message was in hand too often here; do not try it either.
+    Condemned(MessageId),
     /// Home shard to storing shard: these recipients failed; tell the sender, then settle them.
     Bounce(Box<Bounce>),
     /// Shard to shard: I have mail for this egress path, and you and others its connections.
@@ -102,6 +104,26 @@ pub enum Target {
     Route(u32),
     /// The mail exchangers of this domain, one of the site's.
     Mail(Domain),
+}
+
+/// A message lent for delivery, and who is not to get it.
+#[derive(Debug)]
+pub struct Lent {
+    /// The message.
+    pub held: Arc<Held>,
+    /// Recipients that have reached their end, as runs: first, how many. An entry may know less:
+    /// where settlements could not be read at the start, but later.
+    pub ended: Vec<(u32, u32)>,
+}
+
+impl Lent {
+    /// Whether a recipient has reached its end.
+    #[must_use]
+    pub fn has_ended(&self, recipient: u32) -> bool {
+        let before = self.ended.partition_point(|run| run.0 <= recipient);
+        let run = before.checked_sub(1).and_then(|at| self.ended.get(at));
+        run.is_some_and(|(first, count)| recipient - first < *count)
+    }
 }
 
 /// Why a message could not be lent for delivery.
@@ -241,5 +263,30 @@ pub type Mesh = Arc<[MailSender<ShardMessage>]>;
 pub fn answer<T>(reply: oneshot::Sender<T>, value: T) {
     if reply.send(value).is_err() {
         tracing::debug!("an operator went away before the answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Envelope;
+
+    #[test]
+    fn runs_say_who_has_ended() {
+        let content = bytes::Bytes::from_static(b"x");
+        let id = MessageId::new(1, 2);
+        let held = Held::mapped(id, Envelope::default(), content, Wall(1));
+        let mut lent = Lent {
+            held: Arc::new(held),
+            ended: vec![(1, 2), (5, 1), (7, 9)],
+        };
+        let ended = |lent: &Lent| {
+            (0..20)
+                .filter(|at| lent.has_ended(*at))
+                .collect::<Vec<u32>>()
+        };
+        assert_eq!(ended(&lent), [1, 2, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        lent.ended.clear();
+        assert!(ended(&lent).is_empty());
     }
 }

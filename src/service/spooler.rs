@@ -39,18 +39,24 @@ use crate::message::{Content, Envelope, MessageId};
 use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
-    Action, Alarm, AppendError, Completion, Extent, Outcome, PendingRecipient, Place, Queued,
-    ReadError, RecoveryReport, Settlement, SettlementKind, Spool, SpoolStatus, Stored,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, Queued, ReadError, RecoveryReport,
+    Settlement, SettlementKind, Spool, SpoolStatus, Stored, Waiting,
 };
 use crate::time::{Mono, Wall};
 
+use self::read::Rescue;
+
+mod copy;
 mod late;
 mod quarantine;
 mod read;
 mod recovery;
+mod release;
 
 pub use self::quarantine::{Listed, ReleaseError};
 use self::recovery::recover;
+pub use self::release::Released;
+use self::release::Releases;
 
 /// How often a segment that readers hold is looked at again.
 const RELEASE_RETRY: Duration = Duration::from_millis(100);
@@ -176,6 +182,7 @@ struct Inner<P: Port> {
     late_pause: Cell<Duration>,
     /// What was in hand at crashes, once the shard has said so.
     hands: RefCell<Option<Rc<Hands>>>,
+    releases: RefCell<Releases>,
     /// Files in quarantine, and those of them that are poison.
     quarantined: Cell<u64>,
     poison: Cell<u64>,
@@ -285,6 +292,7 @@ impl<P: Port> Spooler<P> {
             late: RefCell::default(),
             late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
             hands: RefCell::default(),
+            releases: RefCell::new(Releases::found(&opened.names)),
             quarantined: Cell::new(0),
             poison: Cell::new(0),
         });
@@ -370,15 +378,24 @@ impl<P: Port> Spooler<P> {
     /// # Errors
     /// See [`ReadError`]. A damaged message goes to quarantine and is settled as such.
     pub async fn read(&self, id: MessageId) -> Result<StoredMessage, ReadError> {
-        let extent = self.0.core.borrow().find(id).ok_or(ReadError::Gone)?;
-        let result = match self.0.record(id, &extent).await {
-            Ok(record) => record.message(),
-            Err(error) => Err(error),
-        };
-        if matches!(result, Err(ReadError::Damaged)) {
-            self.condemn(id, &extent).await;
+        loop {
+            let extent = self.0.core.borrow().find(id).ok_or(ReadError::Gone)?;
+            let result = match self.0.record(id, &extent).await {
+                Ok(record) => record.message(),
+                Err(error) => Err(error),
+            };
+            if !matches!(result, Err(ReadError::Damaged)) {
+                return result;
+            }
+            match self.0.rescue(id, &extent).await {
+                Rescue::Moved => {}
+                Rescue::Later => return Err(ReadError::Io),
+                Rescue::None => {
+                    self.condemn(id, &extent).await;
+                    return result;
+                }
+            }
         }
-        result
     }
 
     /// The next messages that recovery found, at most `max`; empty at the end, and only there.
@@ -388,6 +405,7 @@ impl<P: Port> Spooler<P> {
         while out.len() < max.max(1) {
             let Some((segment, slots)) = cursor.segments.last().copied() else {
                 self.0.core.borrow_mut().enable_reclaim();
+                self.judge_notes().await;
                 break;
             };
             if cursor.next == slots {
@@ -395,7 +413,7 @@ impl<P: Port> Spooler<P> {
                 cursor.next = 0;
                 continue;
             }
-            let waiting = self.0.core.borrow().waiting_at(segment, cursor.next);
+            let waiting = self.0.core.borrow_mut().load_at(segment, cursor.next);
             cursor.next += 1;
             let Some(waiting) = waiting else { continue };
             let id = waiting.0;
@@ -408,30 +426,54 @@ impl<P: Port> Spooler<P> {
 
     /// Reads the envelope of a message that waits and adds it to `out`, unless it is to be put
     /// aside. True when the disk did not give it: it is to be tried again.
-    async fn load_one(
-        &self,
-        (id, extent, pending): (MessageId, Extent, Vec<PendingRecipient>),
-        out: &mut Vec<Loaded>,
-    ) -> bool {
+    async fn load_one(&self, waiting: Waiting, out: &mut Vec<Loaded>) -> bool {
+        let id = waiting.0;
         if self.0.is_condemned(id) {
             self.set_aside(id).await;
             return false;
         }
-        match self.0.head_in_hand(id, &extent).await {
-            Ok((record, envelope)) => out.push(Loaded {
-                queued: Queued {
-                    id,
-                    location: extent.location,
-                    received_at: record.received_at,
-                    pending,
-                },
-                envelope,
-            }),
-            Err(ReadError::Damaged) => self.condemn(id, &extent).await,
-            Err(ReadError::Io) => return true,
-            Err(ReadError::Gone) => {}
+        if !self.may_be_handed_over(id).await {
+            return true;
+        }
+        let mut waiting = Some(waiting);
+        while let Some((_, extent, pending)) = waiting {
+            match self.0.head_in_hand(id, &extent).await {
+                Ok((record, envelope)) => {
+                    out.push(Loaded {
+                        queued: Queued {
+                            id,
+                            location: extent.location,
+                            received_at: record.received_at,
+                            pending,
+                        },
+                        envelope,
+                    });
+                    return false;
+                }
+                Err(ReadError::Io) => return true,
+                Err(ReadError::Gone) => return false,
+                Err(ReadError::Damaged) => {}
+            }
+            match self.0.rescue(id, &extent).await {
+                Rescue::Moved => waiting = self.0.core.borrow().waiting(id),
+                Rescue::Later => return true,
+                Rescue::None => {
+                    self.condemn(id, &extent).await;
+                    return false;
+                }
+            }
         }
         false
+    }
+
+    /// Has the disk tried at once after it failed, or was full. Whether there is anything to try.
+    pub fn probe_now(&self) -> bool {
+        let now = self.0.port.now();
+        let waits = self.0.core.borrow_mut().probe_now(now);
+        if waits {
+            self.0.wake.raise();
+        }
+        waits
     }
 
     /// The spool in figures.
@@ -458,6 +500,19 @@ impl<P: Port> Spooler<P> {
     #[must_use]
     pub fn has(&self, id: MessageId) -> bool {
         self.0.core.borrow().find(id).is_some()
+    }
+
+    /// Recipients of a message that have reached their end, as runs: first, how many. `None` for a
+    /// message that is not here, or has no recipient that waits.
+    #[must_use]
+    pub fn ended(&self, id: MessageId) -> Option<Vec<(u32, u32)>> {
+        self.0.core.borrow().ended(id)
+    }
+
+    /// Whether this recipient of a message waits.
+    #[must_use]
+    pub fn waits(&self, id: MessageId, recipient: u32) -> bool {
+        self.0.core.borrow().waits(id, recipient)
     }
 
     /// Refuses new mail, makes everything durable and leaves the clean mark. Gives up after ten
@@ -669,34 +724,6 @@ impl<P: Port> Spooler<P> {
             }
         }
         inner.removing.set(false);
-    }
-
-    async fn copy(&self, id: MessageId, from: Place) {
-        let extent = self.0.core.borrow().copy_source(from);
-        let read = match &extent {
-            Some(extent) => self.0.record(id, extent).await,
-            None => Err(ReadError::Gone),
-        };
-        if let (Err(ReadError::Damaged), Some(extent)) = (&read, &extent)
-            && let Err(error) = self.0.quarantine(id, extent).await
-        {
-            tracing::warn!(%id, %error, "a damaged message could not be put into quarantine");
-        }
-        let now = self.0.port.now();
-        let mut core = self.0.core.borrow_mut();
-        match &read {
-            Ok(record) => {
-                let read = (
-                    record.envelope(),
-                    record.content.clone(),
-                    record.fixed.received_at,
-                );
-                core.copied(id, from, Ok(read), now);
-            }
-            Err(error) => core.copied(id, from, Err(*error), now),
-        }
-        drop(core);
-        self.0.wake.raise();
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn from_seconds(seconds: u32) -> Wall {
 }
 
 /// Where a slot is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub(super) segment: u32,
     pub(super) slot: u32,
@@ -259,6 +259,11 @@ impl Progress {
     /// Recipients of the message.
     pub(super) fn total(&self) -> u32 {
         self.total
+    }
+
+    /// Whether there is such a recipient, not at its end.
+    pub(super) fn waits(&self, recipient: u32) -> bool {
+        recipient < self.total && !self.is_settled(recipient)
     }
 
     fn is_settled(&self, recipient: u32) -> bool {

@@ -16,7 +16,7 @@ use super::format::{
 };
 use super::recover::{Recovery, Scan, Step, elect_stamp};
 use super::types::{Location, PendingRecipient};
-use super::{RecoveryReport, Spool, SpoolConfig, SpoolStatus};
+use super::{Extent, RecoveryReport, Spool, SpoolConfig, SpoolStatus, Waiting};
 
 /// The files of a shard's directory, to be read whole, one at a time.
 pub trait Files {
@@ -179,11 +179,13 @@ impl<F: Files> Inspection<F> {
             progress(done, total);
             let bytes = load(&self.files, Log::Message, segment)?;
             for slot in 0..slots {
-                let Some(seen) = self.seen(bytes.as_ref(), segment, slot) else {
+                let Some(waiting) = self.spool.waiting_at(segment, slot) else {
                     continue;
                 };
                 done += 1;
-                if !each(seen) {
+                let mut more = true;
+                self.see(bytes.as_ref(), waiting, |seen| more = each(seen))?;
+                if !more {
                     return Ok(());
                 }
             }
@@ -198,40 +200,62 @@ impl<F: Files> Inspection<F> {
     /// When its file cannot be read.
     pub fn show(&self, id: MessageId, each: impl FnOnce(Seen<'_>)) -> Result<bool, InspectError> {
         let waits = self.spool.find(id).is_some();
-        let place = self.spool.place(id.sequence()).filter(|_| waits);
-        let Some(place) = place else {
+        let Some(waiting) = self.spool.waiting(id).filter(|_| waits) else {
             return Ok(false);
         };
-        let bytes = load(&self.files, Log::Message, place.segment)?;
-        let seen = self.seen(bytes.as_ref(), place.segment, place.slot);
-        let Some(seen) = seen else {
-            return Ok(false);
-        };
-        each(seen);
+        let bytes = load(&self.files, Log::Message, waiting.1.location.segment)?;
+        self.see(bytes.as_ref(), waiting, each)?;
         Ok(true)
     }
 
-    fn seen<'a>(&self, file: &'a [u8], segment: u32, slot: u32) -> Option<Seen<'a>> {
-        let (id, extent, pending) = self.spool.waiting_at(segment, slot)?;
-        let head = file.get(extent.location.offset as usize..).unwrap_or(&[]);
-        let record = MessageRecord::decode(head, extent.generation);
-        let record = record.filter(|(record, _)| record.id == id);
-        let start = extent.content as usize;
-        let raw = file
-            .get(start..start + extent.location.len as usize)
-            .unwrap_or(&[]);
-        let whole = record.as_ref().is_some_and(|(record, _)| {
-            raw.len() == record.content_len as usize && checksum(raw) == record.content_sum
-        });
-        Some(Seen {
-            id,
-            location: extent.location,
-            received_at: record.as_ref().map(|(record, _)| record.received_at),
-            envelope: record.map(|(_, envelope)| envelope),
-            content: whole.then_some(raw),
-            raw_content: raw,
-            pending,
-        })
+    /// Shows a message whose record is in `file`; if that is damaged, another record of it that is
+    /// whole, as the node would.
+    fn see(
+        &self,
+        file: &[u8],
+        (id, extent, pending): Waiting,
+        each: impl FnOnce(Seen<'_>),
+    ) -> Result<(), InspectError> {
+        let counts = seen(file, id, &extent, &pending);
+        if counts.content.is_none() {
+            for (_, other) in self.spool.other_records(id) {
+                let bytes = load(&self.files, Log::Message, other.location.segment)?;
+                let other = seen(bytes.as_ref(), id, &other, &pending);
+                if other.content.is_some() {
+                    each(other);
+                    return Ok(());
+                }
+            }
+        }
+        each(counts);
+        Ok(())
+    }
+}
+
+fn seen<'a>(
+    file: &'a [u8],
+    id: MessageId,
+    extent: &Extent,
+    pending: &[PendingRecipient],
+) -> Seen<'a> {
+    let head = file.get(extent.location.offset as usize..).unwrap_or(&[]);
+    let record = MessageRecord::decode(head, extent.generation);
+    let record = record.filter(|(record, _)| record.id == id);
+    let start = extent.content as usize;
+    let raw = file
+        .get(start..start + extent.location.len as usize)
+        .unwrap_or(&[]);
+    let whole = record.as_ref().is_some_and(|(record, _)| {
+        raw.len() == record.content_len as usize && checksum(raw) == record.content_sum
+    });
+    Seen {
+        id,
+        location: extent.location,
+        received_at: record.as_ref().map(|(record, _)| record.received_at),
+        envelope: record.map(|(_, envelope)| envelope),
+        content: whole.then_some(raw),
+        raw_content: raw,
+        pending: pending.to_vec(),
     }
 }
 

@@ -107,12 +107,15 @@ impl Spool {
             && record.id.shard() == shard;
         self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
         let dead = replay.is_dead(sequence);
-        if dead || !fits {
+        if dead {
             slot.state = SlotState::Dead;
             self.mail.at(number).push(slot);
-            if dead {
-                return TakenIn::Ended;
-            }
+            return TakenIn::Ended;
+        }
+        if !fits {
+            // Another record of the message may be whole: no tombstone but the one of the last.
+            slot.state = SlotState::Unsure;
+            self.mail.at(number).push(slot);
             self.damaged += 1;
             return TakenIn::Damaged(slot);
         }

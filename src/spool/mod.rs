@@ -4,8 +4,8 @@
 //! segment files in the shard's directory: `mail-NNNNNNNN.log` (messages) and `state-NNNNNNNN.log`
 //! (what became of their recipients). Map: `format` bytes, `segment` the life of a file, `commit`
 //! groups, `large` messages above a quarter of a segment, `index` what waits, `recover`, `late`
-//! what could not be read at first, `reclaim`, `spares` making files, `seal` and `answer` writes,
-//! `state` the core.
+//! what could not be read at first, `reclaim`, `rescue` other records of a message, `spares` making
+//! files, `seal` and `answer` writes, `state` the core.
 //!
 //! # Bytes
 //!
@@ -110,7 +110,9 @@
 //!    be of an earlier life. Its last groups may be torn, which the groups of this life cannot
 //!    know: a note says so ([`format::StateRecord::Doubt`]), is in the way of `proven` until it is
 //!    durable, and has whoever can read those groups treat them as last writes.
-//! 10. A message above a quarter of a segment gets a file of its own: contents first, and the head,
+//! 10. A message is damaged when no record of it is whole. While some of the message log cannot be
+//!     read there may be one.
+//! 11. A message above a quarter of a segment gets a file of its own: contents first, and the head,
 //!     which makes it exist, when they are durable.
 //!
 //! # Sketch
@@ -134,6 +136,7 @@ mod large;
 mod late;
 mod reclaim;
 mod replay;
+mod rescue;
 mod seal;
 mod segment;
 mod spares;
@@ -145,7 +148,8 @@ mod types;
 pub use index::Place;
 pub use late::Adopted;
 pub use recover::{Damage, RecoveryReport};
-pub use state::{Action, Completion, Extent, Outcome, Spool, SpoolConfig};
+pub use rescue::Served;
+pub use state::{Action, Completion, Extent, Outcome, Spool, SpoolConfig, Waiting};
 pub use types::{
     Alarm, AppendError, Location, PendingRecipient, Queued, ReadError, Settlement, SettlementKind,
     SpoolStatus, Stored,

@@ -13,6 +13,8 @@
 //! | the last 32 bytes, which end a block | "PRWAITS\x01", recipients (8), blocks since the content (8), checksum of all since the content but itself (8) |
 //!
 //! Files of earlier versions end with the content: then all recipients are taken to wait.
+//!
+//! While a message is sent after all, as a new one, `release-OLD-NEW.note` names both; it is empty.
 
 use crate::message::envelope::EnvelopeView;
 use crate::message::{Envelope, MessageId};
@@ -84,6 +86,35 @@ impl Aside {
             len: len.parse().ok()?,
         };
         (aside.file_name() == name).then_some(aside)
+    }
+}
+
+/// A release from quarantine that has begun, as a file's name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    /// The message in quarantine.
+    pub old: MessageId,
+    /// The message that it becomes.
+    pub new: MessageId,
+}
+
+impl Note {
+    /// The name of its file.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        format!("release-{}-{}.note", self.old, self.new)
+    }
+
+    /// What a file is, if it is one of these.
+    #[must_use]
+    pub fn parse_file_name(name: &str) -> Option<Self> {
+        let ids = name.strip_prefix("release-")?.strip_suffix(".note")?;
+        let (old, new) = ids.split_once('-')?;
+        let note = Self {
+            old: old.parse().ok()?,
+            new: new.parse().ok()?,
+        };
+        (note.file_name() == name).then_some(note)
     }
 }
 
@@ -265,6 +296,23 @@ mod tests {
             "mail-00000001.log",
         ] {
             assert_eq!(Aside::parse_file_name(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn notes_are_read_as_they_are_written() {
+        let note = Note {
+            old: ID,
+            new: MessageId::new(3, 99),
+        };
+        assert_eq!(Note::parse_file_name(&note.file_name()), Some(note));
+        for name in [
+            "release-0030000000000011.note",
+            "release-0030000000000011-30000000000063.note",
+            "release-0030000000000011-0030000000000063-1.note",
+            "poison-0030000000000011-1.raw",
+        ] {
+            assert_eq!(Note::parse_file_name(name), None, "{name}");
         }
     }
 

@@ -55,6 +55,7 @@ impl Spool {
     /// Tells that whoever took recovery's messages over has them all: segments may be emptied now.
     pub fn enable_reclaim(&mut self) {
         self.reclaim.enabled = true;
+        self.loading = None;
     }
 
     pub(super) fn advance_reclaim(&mut self) {

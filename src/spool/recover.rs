@@ -161,6 +161,8 @@ pub struct Recovery {
     filled: BTreeSet<(Log, u32)>,
     /// The group before the next, in the segment being scanned: segment, sequence, end.
     previous: Option<(u32, u64, u32)>,
+    /// Records that cannot be what was written.
+    misfits: Vec<(MessageId, Location)>,
     /// Files whose length is not what their header says.
     short: Vec<(Log, u32)>,
     last: Option<(u64, u32, u32, Range<u32>)>,
@@ -188,6 +190,7 @@ impl Recovery {
             tail: Vec::new(),
             filled: BTreeSet::new(),
             previous: None,
+            misfits: Vec::new(),
             short: Vec::new(),
             last: None,
         }
@@ -465,8 +468,7 @@ impl Recovery {
             TakenIn::Waits(place) => Some(place),
             TakenIn::Ended => None,
             TakenIn::Damaged(slot) => {
-                self.report
-                    .add(Damage::Message(record.id, location(number, &slot)));
+                self.misfits.push((record.id, location(number, &slot)));
                 None
             }
         }

@@ -129,6 +129,18 @@ impl Spool {
         }
     }
 
+    /// Tries the disk again now instead of when the wait is over: somebody has seen to it. Whether
+    /// there is anything to try.
+    pub fn probe_now(&mut self, now: Mono) -> bool {
+        let mut waits = self.no_files_until.take().is_some();
+        let failures = [&mut self.mail_failure, &mut self.state_failure];
+        for failure in failures.into_iter().flatten() {
+            failure.retry_at = failure.retry_at.min(now);
+            waits = true;
+        }
+        waits
+    }
+
     /// After a failure, tries a new segment once the wait is over; its header is the probe. A free
     /// one serves where there is no space for a new one.
     pub(super) fn probe(&mut self, log: Log, now: Mono) {

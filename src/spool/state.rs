@@ -20,6 +20,7 @@ use super::index::{Place, ProgressTable, Slot, SlotState, Table};
 use super::large::LargeJob;
 use super::late::Late;
 use super::reclaim::{Checkpoint, Reclaim};
+use super::rescue::Loading;
 use super::segment::{Segment, Segments};
 use super::types::{
     Alarm, AppendError, Location, PendingRecipient, Settlement, SettlementKind, SpoolStatus, Stored,
@@ -123,6 +124,9 @@ pub struct Extent {
     /// Where the content starts.
     pub content: u32,
 }
+
+/// A waiting message: its id, where its record is, and who waits.
+pub type Waiting = (MessageId, Extent, Vec<PendingRecipient>);
 
 #[derive(Debug)]
 pub(super) enum Flight {
@@ -235,6 +239,8 @@ pub struct Spool {
     pub(super) closing: bool,
     pub(super) marked_clean: bool,
     pub(super) reclaim: Reclaim,
+    /// While recovery's messages are being taken over.
+    pub(super) loading: Option<Loading>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) checkpoint_bytes: u64,
     /// Groups in unread segments that nothing vouches for.
@@ -286,6 +292,7 @@ impl Spool {
             closing: false,
             marked_clean: false,
             reclaim: Reclaim::default(),
+            loading: Some(Loading::default()),
             checkpoint: None,
             checkpoint_bytes: 0,
             doubts: Vec::new(),
@@ -406,11 +413,7 @@ impl Spool {
     /// A message that recovery found, by its place: where its record is and who waits. `None` for
     /// one that is settled.
     #[must_use]
-    pub fn waiting_at(
-        &self,
-        segment: u32,
-        slot: u32,
-    ) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
+    pub fn waiting_at(&self, segment: u32, slot: u32) -> Option<Waiting> {
         let place = Place { segment, slot };
         let slot = self.slot(place).filter(|s| s.state == SlotState::Live)?;
         let pending = match self.progress.get(&slot.sequence) {
@@ -441,10 +444,29 @@ impl Spool {
 
     /// As [`Spool::waiting_at`], wherever it lies by now.
     #[must_use]
-    pub fn waiting(&self, id: MessageId) -> Option<(MessageId, Extent, Vec<PendingRecipient>)> {
+    pub fn waiting(&self, id: MessageId) -> Option<Waiting> {
         let place = self.place(id.sequence())?;
         self.waiting_at(place.segment, place.slot)
             .filter(|waiting| waiting.0 == id)
+    }
+
+    /// Recipients of a waiting message that have reached their end, as runs: first, how many.
+    /// `None` for a message that does not wait.
+    #[must_use]
+    pub fn ended(&self, id: MessageId) -> Option<Vec<(u32, u32)>> {
+        self.find(id)?;
+        let progress = self.progress.get(&id.sequence());
+        Some(progress.map_or_else(Vec::new, |progress| progress.settled_runs()))
+    }
+
+    /// Whether this recipient of a message has not reached its end.
+    #[must_use]
+    pub fn waits(&self, id: MessageId, recipient: u32) -> bool {
+        let place = self.find(id).and_then(|_| self.place(id.sequence()));
+        place.is_some_and(|place| match self.progress.get(&id.sequence()) {
+            Some(progress) => progress.waits(recipient),
+            None => recipient < self.total_recipients(place),
+        })
     }
 
     /// The message segments and the number of records in each, in the order of their numbers.

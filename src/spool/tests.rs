@@ -23,7 +23,7 @@ use super::format::{HeaderRead, Stamp};
 use super::recover::{Recovery, Scan, Step, elect_stamp};
 use super::{
     Action, AppendError, Completion, Damage, Extent, Outcome, Place, ReadError, RecoveryReport,
-    Settlement, SettlementKind, Spool, SpoolConfig,
+    Served, Settlement, SettlementKind, Spool, SpoolConfig,
 };
 
 const SEGMENT: u64 = 64 << 10;
@@ -230,9 +230,17 @@ impl World {
 
     fn copy(&mut self, id: MessageId, from: Place) {
         let extent = self.spool.copy_source(from);
-        let got = extent.map_or(Err(ReadError::Gone), |extent| {
+        let mut got = extent.map_or(Err(ReadError::Gone), |extent| {
             read(&self.files, id, &extent)
         });
+        if let (Some(damaged), Err(ReadError::Damaged)) = (extent, &got) {
+            let others = self.spool.other_records(id).into_iter();
+            let mut whole = others.filter(|(_, other)| read(&self.files, id, other).is_ok());
+            if let Some(other) = whole.next() {
+                assert_eq!(self.spool.use_record(id, &damaged, other), Served::Yes);
+                got = Err(ReadError::Gone);
+            }
+        }
         match &got {
             Ok((envelope, content, at)) => {
                 self.spool
@@ -498,6 +506,14 @@ impl World {
                 let (_, content, _) =
                     got.unwrap_or_else(|e| panic!("{id}: {e:?} {extent:?} {promise:?}"));
                 assert_eq!(checksum(&content), promise.sum, "content of {id}");
+                let ended = self.spool.ended(id).expect("waits");
+                for recipient in 0..promise.recipients {
+                    let waits = pending.iter().any(|p| p.index == recipient);
+                    assert_eq!(self.spool.waits(id, recipient), waits, "{id}/{recipient}");
+                    let mut runs = ended.iter().map(|(first, count)| *first..first + count);
+                    assert_eq!(runs.any(|run| run.contains(&recipient)), !waits, "{id}");
+                }
+                assert!(!self.spool.waits(id, promise.recipients));
                 let list = pending.iter().map(|p| (p.index, p.attempts)).collect();
                 assert!(
                     found.insert(id.sequence(), list).is_none(),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::harness::{Client, Daemon, Scratch, Sink, config, free_address, program};
 use crate::samples;
@@ -197,9 +197,12 @@ fn who_may_not_relay_gets_550() {
 
 /// Runs the daemon with a configuration that must not work.
 fn refused(scratch: &Scratch, text: &str) -> (Option<i32>, String) {
+    refused_by(program(), scratch, text)
+}
+
+fn refused_by(mut command: Command, scratch: &Scratch, text: &str) -> (Option<i32>, String) {
     let file = scratch.file("postrider.toml", text);
     let log = scratch.path().join("words");
-    let mut command = program();
     command
         .args(["run", "--config"])
         .arg(file)
@@ -241,17 +244,65 @@ fn a_bad_data_directory_is_named() {
     let (code, words) = refused(&scratch, &text);
     assert_eq!(code, Some(1), "{words}");
     assert!(words.contains(file.to_str().unwrap()), "{words}");
-    // Root may enter everything, so the case of a locked directory needs another user.
-    let uid = std::process::Command::new("id").arg("-u").output().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
+    let (code, words) = refused_by(unprivileged(), &scratch, &text);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains(file.to_str().unwrap()), "{words}");
+    assert!(words.contains("the user that runs the daemon"), "{words}");
+}
+
+/// The program without the right to enter everything, which root has.
+fn unprivileged() -> Command {
+    let uid = Command::new("id").arg("-u").output().unwrap();
     if uid.stdout.trim_ascii() != b"0" {
-        std::fs::remove_file(&file).unwrap();
-        std::fs::create_dir(&file).unwrap();
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
-        let (code, words) = refused(&scratch, &text);
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
-        assert_eq!(code, Some(1), "{words}");
-        assert!(words.contains(file.to_str().unwrap()), "{words}");
+        return program();
     }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--bounding-set", "-all", "--inh-caps", "-all", "--"])
+        .arg(program().get_program());
+    command
+}
+
+// One port for all shards, and the one that it says.
+#[test]
+fn a_port_of_the_kernels_choice_is_one_for_all_shards() {
+    let address = free_address();
+    let open = address
+        .to_string()
+        .replace(&format!(":{}", address.port()), ":0");
+    let daemon = Daemon::start_with(free_address(), "", |text| {
+        text.replace(&address_of_listener(&text), &open)
+            .replace("shards = 1", "shards = 2")
+    });
+    let std::net::IpAddr::V4(ip) = address.ip() else {
+        unreachable!("tests live in 127/8")
+    };
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let name = format!("{:08X}:", u32::from_ne_bytes(ip.octets()));
+    let listening = table.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, state) = (words.next()?, words.nth(1)?);
+        (state == "0A").then_some(())?;
+        u16::from_str_radix(local.strip_prefix(&name)?, 16).ok()
+    });
+    let ports: Vec<u16> = listening.collect();
+    assert_eq!(ports.len(), 2, "{table}");
+    assert_eq!(ports[0], ports[1]);
+    assert!(
+        daemon.log().contains(&format!("{ip}:{}", ports[0])),
+        "{}",
+        daemon.log()
+    );
+}
+
+/// What a configuration of the harness has its listener listen on.
+fn address_of_listener(text: &str) -> String {
+    let line = text.lines().find(|line| line.starts_with("address = "));
+    line.unwrap().split('"').nth(1).unwrap().to_owned()
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn trial(number: u64, pristine: &Path, ledger: &Path) -> u64 {
     verdict.lost
 }
 
-// R5.
+// Bit rot: a thousand damaged spools in the long form.
 #[test]
 fn damaged_files_cost_their_own_messages_and_nothing_wrong_is_sent() {
     let scratch = Scratch::new();

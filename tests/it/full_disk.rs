@@ -78,7 +78,7 @@ fn recover(mut life: Life, scratch: &Scratch, there: std::net::SocketAddr, repor
     assert_eq!(wrong, (0, 0, 0), "{verdict:?}");
 }
 
-// R3, first half.
+// A full disk.
 #[test]
 fn without_space_mail_gets_452_and_what_was_accepted_leaves() {
     if !may_mount() || require("mkfs.ext4").is_none() {
@@ -97,7 +97,7 @@ fn without_space_mail_gets_452_and_what_was_accepted_leaves() {
     recover(life, &scratch, there, &report);
 }
 
-// R3, second half: there is space, but no file can be made.
+// There is space, but no file can be made.
 #[test]
 fn without_inodes_mail_gets_452_and_what_was_accepted_leaves() {
     if !may_mount() || require("mkfs.ext4").is_none() {

@@ -248,6 +248,10 @@ pub(crate) struct Received {
     pub(crate) sender: String,
     pub(crate) recipients: Vec<String>,
     pub(crate) content: Vec<u8>,
+    /// The address it came from.
+    pub(crate) peer: IpAddr,
+    /// What the client called itself.
+    pub(crate) hello: String,
 }
 
 impl Received {
@@ -331,12 +335,15 @@ fn receive(
     sender: &Sender<Received>,
 ) -> std::io::Result<()> {
     let mut writer = stream.try_clone()?;
+    let peer = stream.peer_addr()?.ip();
     let mut reader = BufReader::new(stream);
     writer.write_all(b"220 sink.test ready\r\n")?;
     let mut message = Received {
         sender: String::new(),
         recipients: vec![],
         content: vec![],
+        peer,
+        hello: String::new(),
     };
     loop {
         let mut line = Vec::new();
@@ -354,7 +361,10 @@ fn receive(
             .to_ascii_uppercase()
             .as_str()
         {
-            "EHLO" | "HELO" => hello,
+            "EHLO" | "HELO" => {
+                message.hello = line[4..].trim().to_owned();
+                hello
+            }
             "MAIL" => {
                 message.sender = path().map(|(path, _)| path.to_owned()).unwrap_or_default();
                 message.recipients.clear();

@@ -21,5 +21,6 @@ mod restart;
 mod samples;
 mod shortage;
 mod sizes;
+mod sources;
 mod spool;
 mod under_load;

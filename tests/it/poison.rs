@@ -147,7 +147,7 @@ fn look(scratch: &Scratch, data: &Path, id: &str) {
     assert_eq!(stats["shards"][0]["quarantined"], 1, "{stats}");
 }
 
-// R6. The daemon dies of SIGSEGV and SIGABRT with the message in hand, and is started again.
+// The daemon dies of SIGSEGV and SIGABRT with the message in hand, and is started again.
 #[test]
 fn what_is_in_hand_at_three_crashes_is_put_aside_and_can_be_had_back() {
     let scratch = Scratch::new();

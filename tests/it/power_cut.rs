@@ -11,7 +11,7 @@ use crate::books;
 use crate::harness::{PATIENCE, Scratch, is_long, require, wait_until};
 use crate::life::{Dice, Life, Volume, may_mount, place, sink};
 
-// R2. The ledgers are on another file system.
+// The ledgers are on another file system.
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
     if !may_mount() || require("mkfs.ext4").is_none() || require("python3").is_none() {

@@ -30,7 +30,7 @@ fn assert_exact(outcome: &Outcome) {
     assert_eq!(verdict.unacknowledged, 0, "{verdict:?}");
 }
 
-// R16: SIGTERM and a start, again and again. Each time there is a client that says nothing: nobody
+// SIGTERM and a start, again and again. Each time there is a client that says nothing: nobody
 // waits for it.
 #[test]
 fn restarts_under_load_lose_and_repeat_nothing() {
@@ -79,7 +79,7 @@ fn change_key(file: &Path) {
     std::fs::rename(new, file).unwrap();
 }
 
-// R16: SIGHUP with a new key, again and again: no session notices.
+// SIGHUP with a new key, again and again: no session notices.
 #[test]
 fn reloads_under_load_lose_and_repeat_nothing() {
     let scratch = Scratch::new();

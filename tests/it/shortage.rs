@@ -113,7 +113,7 @@ fn hold_on(life: &mut Life, scratch: &Scratch, there: std::net::SocketAddr, size
     );
 }
 
-// R20: 300 sessions with a message of a megabyte each, in 256 MiB.
+// 300 sessions with a message of a megabyte each, in 256 MiB.
 #[test]
 fn a_lack_of_memory_refuses_mail_and_kills_nobody() {
     let Some(group) = Group::new(256 * MIB) else {
@@ -129,7 +129,7 @@ fn a_lack_of_memory_refuses_mail_and_kills_nobody() {
     life.kill();
 }
 
-// R20: 256 descriptors, 300 sessions.
+// 256 descriptors, 300 sessions.
 #[test]
 fn a_lack_of_descriptors_makes_connections_wait() {
     let scratch = Scratch::new();

@@ -136,6 +136,8 @@ fn compare(out: &Path, sent: &BTreeMap<String, String>) {
             sender: text(&envelope["sender"]).to_owned(),
             recipients: vec![],
             content: fs::read(out.join(file)).unwrap(),
+            peer: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            hello: String::new(),
         };
         assert_eq!(envelope["bytes"], exported.content.len());
         let content = sent[&exported.sender].as_bytes();

@@ -394,6 +394,19 @@ impl Disk {
         inode.show(byte, &one).is_ok()
     }
 
+    /// No page of one named file can be read until then, while outages are switched on. False when
+    /// there is no such file.
+    pub(super) fn hide(&self, path: &Path, until: Mono) -> bool {
+        let names = self.names.borrow();
+        let Some(inode) = names.get(path) else {
+            return false;
+        };
+        let pages = inode.len.get().div_ceil(PAGE as u64);
+        let mut outages = self.outages.borrow_mut();
+        outages.extend((0..pages).map(|page| ((inode.number, page), until)));
+        true
+    }
+
     /// Whether `needle` is in a file that a power cut now would surely leave.
     pub(super) fn durably_contains(&self, needle: &[u8]) -> bool {
         let names = self.durable_names.borrow();

@@ -98,6 +98,7 @@ impl SimWorld {
             crashes: Cell::new(0),
             crash_waiters: RefCell::default(),
             poison: RefCell::default(),
+            strikes: Cell::new(0),
             on_fatal: RefCell::default(),
         });
         world.machines.borrow_mut().push(Rc::clone(&machine));
@@ -251,6 +252,12 @@ impl SimHost {
         self.machine.poison.replace(Some((needle.to_vec(), how)));
     }
 
+    /// How often its poison struck.
+    #[must_use]
+    pub fn strikes(&self) -> u64 {
+        self.machine.strikes.get()
+    }
+
     /// How often its process was ended.
     #[must_use]
     pub fn crashes(&self) -> u64 {
@@ -299,6 +306,12 @@ impl SimHost {
     /// Flips the lowest bit of one byte of a file, as rot does. False when it has no such byte.
     pub fn flip_bit(&self, path: &Path, byte: u64) -> bool {
         self.machine.disk.flip(path, byte)
+    }
+
+    /// Nothing of a file can be read until then, while [`DiskFaults::outage`] is above zero. False
+    /// when there is no such file.
+    pub fn hide(&self, path: &Path, until: Mono) -> bool {
+        self.machine.disk.hide(path, until)
     }
 
     /// Sets its date forward or back.

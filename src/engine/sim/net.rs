@@ -439,12 +439,14 @@ pub(super) fn adopt(world: &Rc<World>, moving: Moving) -> Result<SimStream, NetE
 /// Panics where the machine is told to at these bytes.
 fn strike(world: &World, process: &Process, pieces: &VecDeque<Bytes>) {
     let machine = world.machines.borrow().get(process.machine).map(Rc::clone);
-    let poison = machine.and_then(|machine| machine.poison.borrow().clone());
+    let Some(machine) = machine else { return };
+    let poison = machine.poison.borrow().clone();
     let Some((needle, how)) = poison.filter(|(needle, _)| !needle.is_empty()) else {
         return;
     };
     let holds = |piece: &Bytes| memchr::memmem::find(piece, &needle).is_some();
     if pieces.iter().any(holds) {
+        machine.strikes.set(machine.strikes.get() + 1);
         process.broken.set(how == Poison::Abort);
         panic!("poison");
     }

@@ -73,6 +73,8 @@ pub(super) struct Machine {
     pub(super) crash_waiters: RefCell<Vec<Waker>>,
     /// What its processes panic at, and how.
     pub(super) poison: RefCell<Option<(Vec<u8>, Poison)>>,
+    /// How often it struck.
+    pub(super) strikes: Cell<u64>,
     /// Set where panics are survived as in production.
     pub(super) on_fatal: RefCell<Option<Rc<dyn Fn()>>>,
 }

@@ -52,7 +52,7 @@ use crate::limits::{RECV_BUFFER_BYTES, RECV_BUFFERS};
 use crate::time::{Mono, Wall};
 
 pub use self::disk::UringFile;
-pub use self::net::{UringChunk, UringListener, UringStream};
+pub use self::net::{UringChunk, UringListener, UringStream, reserve_port};
 pub use crate::engine::sys::map::FileMap as UringMap;
 
 /// How long an ending runtime lets dropped connections drain.

@@ -255,16 +255,30 @@ pub(super) fn listen_on(core: &Rc<Core>, address: SocketAddr) -> Result<UringLis
 }
 
 fn open_listener(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let (fd, address) = open_bound(address)?;
+    // Accepted sockets inherit it, which saves a system call for each.
+    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok((fd, address))
+}
+
+/// A port of the kernel's choice, on which every shard can listen: each would get one of its own
+/// otherwise. Nobody else gets it while the socket lives, which accepts nothing.
+///
+/// # Errors
+/// The address is not of this host, or no port is free.
+pub fn reserve_port(ip: IpAddr) -> Result<(OwnedFd, SocketAddr), NetError> {
+    open_bound(SocketAddr::new(ip, 0)).map_err(|errno| net_error(errno as i32))
+}
+
+fn open_bound(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Errno> {
     let fd = open_socket(address)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     setsockopt(&fd, sockopt::ReusePort, &true)?;
     if address.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
     }
-    // Accepted sockets inherit it, which saves a system call for each.
-    setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-    listen(&fd, Backlog::MAXCONN)?;
     let name = getsockname(fd.as_raw_fd())?;
     Ok((fd, address_of(&name).unwrap_or(address)))
 }

@@ -253,7 +253,7 @@ mod tests {
         assert!(cpu_of(std::process::id()).is_some());
     }
 
-    // The file says what the demo needs, as design section 8 spells it.
+    // The file says what the demo needs, as the reference of the configuration spells it.
     #[test]
     fn the_configuration_is_toml() {
         let listener = SocketAddr::from(([127, 0, 0, 1], 2525));

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::campaign::{Campaign, Next, Work};
 use super::session::{Lost, session};
-use super::{Latency, LoadOptions, LoadReport, RefusalCount};
+use super::{Latency, LoadOptions, LoadReport, RefusalCount, Unseen};
 use crate::engine::{Class, NetError, Port, Signal};
 use crate::lab::engine::thread_cpu;
 use crate::lab::error::LabError;
@@ -397,6 +397,7 @@ impl<P: Port> Run<P> {
             latency_from_due_us: percentiles(&books.from_due),
             client_cpu_us_per_message: cpu.as_secs_f64() * 1e6 / accepted.max(1) as f64,
             run: format!("{:06x}", self.run & 0xff_ffff),
+            unseen: Unseen::default(),
         }
     }
 }

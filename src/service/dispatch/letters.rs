@@ -9,7 +9,7 @@ use crate::message::MessageId;
 use crate::queue::{Event, PathId};
 use crate::service::dispatch::{Dispatch, Loan};
 use crate::service::held::Held;
-use crate::service::mesh::{LendError, ShardMessage};
+use crate::service::mesh::{LendError, Lent, ShardMessage};
 use crate::spool::ReadError;
 
 impl<P: Port> Dispatch<P> {
@@ -62,6 +62,7 @@ impl<P: Port> Dispatch<P> {
             ShardMessage::Bounce(bounce) => self.start_bounce(*bounce),
             ShardMessage::MakeRoom { source, site } => self.make_room(source, &site),
             ShardMessage::SetAside(id) => self.set_aside(id),
+            ShardMessage::Condemned(id) => self.condemned(id),
             ShardMessage::Lend { id, home, ticket } => self.lend(id, home, ticket),
             ShardMessage::Lent { ticket, result } => {
                 // The connection that asked may be gone; then nobody waits.
@@ -108,19 +109,17 @@ impl<P: Port> Dispatch<P> {
         });
     }
 
-    pub(super) async fn read(&self, id: MessageId) -> Result<Arc<Held>, LendError> {
+    pub(super) async fn read(&self, id: MessageId) -> Result<Lent, LendError> {
         let Some(spool) = self.spool(id.shard()) else {
             return Err(LendError::Gone);
         };
         match spool.read(id).await {
             Ok(stored) => {
+                let ended = spool.ended(id).ok_or(LendError::Gone)?;
                 let (envelope, content) = (stored.envelope, stored.content);
-                Ok(Arc::new(Held::mapped(
-                    id,
-                    envelope,
-                    content,
-                    stored.received_at,
-                )))
+                let held = Held::mapped(id, envelope, content, stored.received_at);
+                let held = Arc::new(held);
+                Ok(Lent { held, ended })
             }
             Err(ReadError::Damaged) => Err(LendError::Damaged),
             Err(ReadError::Gone) => Err(LendError::Gone),
@@ -129,7 +128,7 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// The message from wherever it is: this shard's spool or another's.
-    pub(super) async fn borrow_message(&self, id: MessageId) -> Result<Arc<Held>, LendError> {
+    pub(super) async fn borrow_message(&self, id: MessageId) -> Result<Lent, LendError> {
         let storing = self.storing_shard(id);
         if storing == self.settings.shard {
             return self.read(id).await;

@@ -99,8 +99,9 @@ impl<P: Port> Dispatch<P> {
     }
 
     /// Tells the sender, durably, and only then settles the failed recipients: a crash in between
-    /// repeats the notification rather than losing it.
-    async fn carry_bounce(&self, bounce: Bounce) {
+    /// repeats the notification rather than losing it. Of those that have reached another end,
+    /// nothing is told.
+    async fn carry_bounce(&self, mut bounce: Bounce) {
         let held = loop {
             match &bounce.held {
                 Some(held) => break Ok(Arc::clone(held)),
@@ -110,10 +111,17 @@ impl<P: Port> Dispatch<P> {
                         let pause = self.port.now().after(NOTIFICATION_PAUSE);
                         self.port.sleep_until(pause).await;
                     }
-                    read => break read,
+                    read => break read.map(|lent| lent.held),
                 },
             }
         };
+        if let Some(spool) = self.spool(bounce.id.shard()) {
+            let waits = |failure: &Failure| spool.waits(bounce.id, failure.recipient);
+            bounce.failures.retain(waits);
+        }
+        if bounce.failures.is_empty() {
+            return;
+        }
         if let Ok(held) = held
             && let Some((envelope, content)) = self.notification(&held, &bounce)
         {

@@ -11,7 +11,7 @@ use crate::service::delivery::{Link, Taken};
 use crate::service::dispatch::Dispatch;
 use crate::service::hands::Hands;
 use crate::service::mesh::{ShardMessage, Transfer};
-use crate::service::spooler::ReleaseError;
+use crate::service::spooler::{ReleaseError, Released};
 
 /// How long suspects wait after the start: whatever else crashes the node does so without them.
 const SUSPECTS_WAIT: Duration = Duration::from_secs(2);
@@ -85,17 +85,17 @@ impl<P: Port> Dispatch<P> {
         .await;
     }
 
-    /// An attempt has ended without a crash.
+    /// An attempt has ended without a crash. It says nothing for one that is condemned meanwhile.
     pub(super) fn acquit(&self, id: MessageId) {
-        if self.hands.is_suspect(id) {
+        if self.hands.is_suspect(id) && !self.hands.is_condemned(id) {
             self.hands.tried(id);
             self.suspect_changed.raise();
         }
     }
 
-    /// The message is at its end, or its sender has been told: it is no suspect any more.
+    /// Its sender has been told: the message is no suspect any more, unless it is condemned.
     pub(super) fn clear_suspect(&self, id: MessageId) {
-        if self.hands.is_suspect(id) {
+        if self.hands.is_suspect(id) && !self.hands.is_condemned(id) {
             self.hands.clear(id);
             self.suspect_changed.raise();
         }
@@ -111,7 +111,7 @@ impl<P: Port> Dispatch<P> {
             let crashes = self.hands.crashes(id);
             tracing::error!(%id, crashes, "in hand when a connection's task panicked");
             let deferred = if self.hands.is_condemned(id) {
-                self.set_aside(id);
+                self.condemn(id);
                 None
             } else {
                 self.left_of(&taken)
@@ -144,6 +144,27 @@ impl<P: Port> Dispatch<P> {
         Recipients::many(&left)
     }
 
+    /// A message is not tried any more, by no shard, and put aside.
+    fn condemn(&self, id: MessageId) {
+        for shard in (0..self.settings.shards).filter(|shard| *shard != self.settings.shard) {
+            self.post(shard, ShardMessage::Condemned(id));
+        }
+        self.set_aside(id);
+    }
+
+    /// Another shard has condemned a message: entries of it that are here go when their turn comes,
+    /// and the next suspect's comes at once.
+    pub(super) fn condemned(&self, id: MessageId) {
+        self.hands.condemn(id);
+        self.suspect_changed.raise();
+    }
+
+    /// The message is in quarantine: entries of it go as the condemned do.
+    pub(super) fn is_aside(&self, id: MessageId) {
+        self.hands.put_aside(id);
+        self.suspect_changed.raise();
+    }
+
     /// Puts a message aside, wherever it is stored.
     pub(super) fn set_aside(&self, id: MessageId) {
         let storing = self.storing_shard(id);
@@ -159,24 +180,22 @@ impl<P: Port> Dispatch<P> {
         });
     }
 
-    /// Takes a message out of quarantine and sends it as a new one; returns its new id. A crash on
-    /// the way may leave it in quarantine although it was sent.
+    /// Takes a message out of quarantine and sends it as a new one; returns its new id. Once: a
+    /// crash on the way leaves it in quarantine, or sends it at the next start.
     ///
     /// # Errors
     /// See [`ReleaseError`].
     pub async fn release(&self, id: MessageId) -> Result<MessageId, ReleaseError> {
         let spool = self.spool(id.shard()).ok_or(ReleaseError::Absent)?;
-        let (envelope, content) = spool.quarantined_message(id).await?;
-        let (new, now) = (self.own_spool().next_id(), self.port.wall());
-        let stored = self
-            .own_spool()
-            .append(new, &envelope, &content, now)
-            .await
-            .map_err(|_| ReleaseError::Io)?;
-        if let Err(error) = spool.discard(id).await {
-            tracing::error!(%id, %error, "released, but not removed from quarantine");
-        }
-        self.stored(&stored, envelope, content, now, true, None);
+        let now = self.port.wall();
+        let new = match spool.release(id, now).await? {
+            Released::Now(stored, envelope, content) => {
+                let new = stored.id();
+                self.stored(&stored, envelope, content, now, true, None);
+                new
+            }
+            Released::Before(new) => new,
+        };
         tracing::warn!(%id, %new, "released from quarantine");
         Ok(new)
     }

@@ -33,6 +33,8 @@ pub enum ReleaseError {
     Absent,
     /// Its bytes do not match their checksum, or it has no envelope: it is never sent.
     Damaged,
+    /// It is being released, or put aside, at this moment.
+    UnderWay,
     /// The disk does not give it, or does not take it now.
     Io,
 }
@@ -95,10 +97,7 @@ impl<P: Port> Spooler<P> {
     }
 
     /// A message in quarantine, for those who waited.
-    ///
-    /// # Errors
-    /// See [`ReleaseError`].
-    pub async fn quarantined_message(
+    pub(super) async fn quarantined_message(
         &self,
         id: MessageId,
     ) -> Result<(Envelope, Content), ReleaseError> {

@@ -9,9 +9,19 @@ use crate::engine::{Map, Port};
 use crate::limits;
 use crate::message::{Envelope, MessageId};
 use crate::spool::format::{Checksum, Log, MessageRecord, RECORD_BYTES};
-use crate::spool::{Extent, ReadError};
+use crate::spool::{Extent, ReadError, Served};
 
 use super::{Inner, StoredMessage};
+
+/// What becomes of a message whose record is damaged.
+pub(super) enum Rescue {
+    /// It is to be looked for again: another record of it counts, or it has ended.
+    Moved,
+    /// Another record may be whole, and cannot be read now.
+    Later,
+    /// No record of it is whole.
+    None,
+}
 
 /// A verified record, still in the map.
 pub(super) struct Record<M: Map> {
@@ -143,6 +153,51 @@ impl<P: Port> Inner<P> {
             content: Bytes::from_owner(slice),
             fixed,
         })
+    }
+
+    /// The record that counts was found damaged: looks for another one of the same message that is
+    /// whole. Envelopes are not decoded.
+    pub(super) async fn rescue(&self, id: MessageId, damaged: &Extent) -> Rescue {
+        let counts = |found: Option<Extent>| found.is_some_and(|found| found == *damaged);
+        let others = {
+            let core = self.core.borrow();
+            if !counts(core.find(id)) {
+                // It was moved, or has ended, while this record was being read.
+                return Rescue::Moved;
+            }
+            core.other_records(id)
+        };
+        let mut later = self.core.borrow().hides_mail();
+        for other in others {
+            match self.record(id, &other.1).await {
+                Ok(_) => {}
+                Err(ReadError::Io) => {
+                    later = true;
+                    continue;
+                }
+                Err(ReadError::Damaged | ReadError::Gone) => continue,
+            }
+            let served = self.core.borrow_mut().use_record(id, damaged, other);
+            match served {
+                Served::Yes => {}
+                Served::Unseen => self.late.borrow_mut().push_back(id),
+                Served::No => continue,
+            }
+            tracing::warn!(
+                %id,
+                segment = damaged.location.segment,
+                instead = other.1.location.segment,
+                "a record is damaged; another record of the same message serves"
+            );
+            return Rescue::Moved;
+        }
+        if !counts(self.core.borrow().find(id)) {
+            Rescue::Moved
+        } else if later {
+            Rescue::Later
+        } else {
+            Rescue::None
+        }
     }
 
     pub(super) fn is_condemned(&self, id: MessageId) -> bool {

@@ -28,6 +28,8 @@ pub(super) struct Opened<P: Port> {
     pub(super) core: Spool,
     pub(super) report: RecoveryReport,
     pub(super) files: HashMap<(Log, u32), P::File>,
+    /// All that is in the directory.
+    pub(super) names: Vec<String>,
 }
 
 struct FoundFile<P: Port> {
@@ -47,7 +49,8 @@ pub(super) async fn recover<P: Port>(
     // Names that an earlier life made or removed must not come back, or vanish, behind this one's
     // back.
     port.sync_directory(directory).await.map_err(failed)?;
-    let listed = list(port, config)?;
+    let names = port.list(directory).map_err(failed)?;
+    let listed = open_logs(port, config, &names)?;
     let free = port.free_space(directory).map_err(failed)?;
     let held: u64 = listed.iter().map(|file| file.len).sum();
     let mut recovery = Recovery::new(sizes(config, free.saturating_add(held), port.random()));
@@ -84,6 +87,7 @@ pub(super) async fn recover<P: Port>(
         core,
         report,
         files,
+        names,
     })
 }
 
@@ -141,11 +145,12 @@ async fn check_contents<P: Port>(
     Ok(())
 }
 
-fn list<P: Port>(port: &P, config: &SpoolerConfig) -> Result<Vec<FoundFile<P>>, SpoolError> {
+fn open_logs<P: Port>(
+    port: &P,
+    config: &SpoolerConfig,
+    names: &[String],
+) -> Result<Vec<FoundFile<P>>, SpoolError> {
     let directory = &config.directory;
-    let names = port
-        .list(directory)
-        .map_err(|e| SpoolError::Io(directory.clone(), e))?;
     let mut listed = Vec::new();
     for (log, number) in names.iter().filter_map(|name| Log::parse_file_name(name)) {
         let path = directory.join(log.file_name(number));
@@ -285,7 +290,12 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
         shard: config.shard,
         segment_bytes: segment / block * block,
         state_segment_bytes: state.max(limits::SPOOL_STATE_SEGMENT_BYTES_MIN) / block * block,
-        low_water_bytes: config.low_water_bytes.min(budget / 16),
+        // What somebody has asked for is kept; what nobody has chosen must not make a small disk
+        // useless.
+        low_water_bytes: match config.low_water_bytes {
+            limits::SPOOL_LOW_WATER_BYTES => limits::SPOOL_LOW_WATER_BYTES.min(budget / 16),
+            chosen => chosen,
+        },
         // What a backlog leaves is used again by the next one, where the disk has room for it.
         free_kept: u32::try_from(budget / 64 / segment.max(1))
             .unwrap_or(u32::MAX)

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Spooler, SpoolerConfig};
+use super::{ReleaseError, Released, Spooler, SpoolerConfig};
 use crate::engine::sim::{CrashKind, DiskFaults, RunEnd, SimHost, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port};
 use crate::message::{Address, Content, Envelope, MessageId, Recipient};
-use crate::spool::{Alarm, AppendError, Damage, ReadError, Settlement, SettlementKind};
+use crate::spool::format::Log;
+use crate::spool::{Alarm, AppendError, Damage, Extent, ReadError, Settlement, SettlementKind};
 use crate::time::{Mono, Wall};
 
 #[derive(Default)]
@@ -377,4 +378,299 @@ fn what_cannot_be_read_at_the_start_is_late() {
         );
     }
     assert!(came_late > 30, "{came_late} came late");
+}
+
+/// Stores a message with this content.
+async fn store(spooler: &Spooler<SimPort>, content: &[u8]) -> MessageId {
+    let id = spooler.next_id();
+    let content = Content::from(content.to_vec());
+    let stored = spooler.append(id, &envelope(), &content, Wall(1)).await;
+    stored.expect("a calm disk").id()
+}
+
+fn text_of(number: u64) -> Vec<u8> {
+    let mut text = format!("Subject: {number}\r\n\r\n").into_bytes();
+    text.resize(3_000, b'x');
+    text
+}
+
+/// Runs one life to the end of its task.
+fn to_the_end<T: 'static>(
+    world: &SimWorld,
+    host: &SimHost,
+    task: impl AsyncFnOnce(SimPort) -> T + 'static,
+) -> T {
+    let port = host.port();
+    let result = Rc::new(RefCell::new(None));
+    let (shared, inner) = (Rc::clone(&result), port.clone());
+    port.spawn(Class::Control, async move {
+        let value = task(inner).await;
+        shared.replace(Some(value));
+    });
+    let end = Mono(world.now().0).after(Duration::from_secs(3_600));
+    world.run_until(end, 20_000_000, || result.borrow().is_some());
+    result.take().expect("the task ends")
+}
+
+/// Flips a bit `at` bytes into the segment of a record.
+fn flip(disk: &SimHost, record: &Extent, at: u32) {
+    let name = Log::Message.file_name(record.location.segment);
+    let path = config().directory.join(name);
+    assert!(disk.flip_bit(&path, u64::from(at)));
+}
+
+/// Stores messages, settles most of them, and waits until stragglers are being copied while their
+/// originals are still there; the disk stops that half way. The numbers of those that wait.
+async fn stragglers(
+    spooler: &Spooler<SimPort>,
+    port: &SimPort,
+    disk: &SimHost,
+) -> BTreeMap<MessageId, u64> {
+    let mut waiting = BTreeMap::new();
+    for number in 0..3_000 {
+        let id = store(spooler, &text_of(number)).await;
+        waiting.insert(id, number);
+    }
+    for id in waiting.keys().filter(|id| id.sequence() % 5 > 1) {
+        let kind = SettlementKind::Delivered;
+        spooler.settle(Settlement {
+            id: *id,
+            recipient: 0,
+            kind,
+        });
+    }
+    waiting.retain(|id, _| id.sequence() % 5 <= 1);
+    for _ in 0..5_000 {
+        port.sleep_until(port.now().after(Duration::from_micros(50)))
+            .await;
+        if pairs(spooler, &waiting).is_empty() {
+            continue;
+        }
+        let mut faults = DiskFaults::calm();
+        faults.read_error = 1_000_000;
+        disk.set_disk(faults);
+        port.sleep_until(port.now().after(Duration::from_millis(20)))
+            .await;
+        disk.set_disk(DiskFaults::calm());
+        if !pairs(spooler, &waiting).is_empty() {
+            return waiting;
+        }
+    }
+    panic!("no stragglers are copied");
+}
+
+/// Messages that have another record than the one that counts: both.
+fn pairs(
+    spooler: &Spooler<SimPort>,
+    waiting: &BTreeMap<MessageId, u64>,
+) -> Vec<(MessageId, Extent, Extent)> {
+    let core = spooler.0.core.borrow();
+    let pair = |id: &MessageId| {
+        let (_, other) = *core.other_records(*id).first()?;
+        Some((*id, core.find(*id)?, other))
+    };
+    waiting.keys().filter_map(pair).collect()
+}
+
+// The record that counts is rotten, and the one that it was copied from is whole: the message is
+// read from that one; when that one rots too it is damaged.
+#[test]
+fn a_rotten_copy_is_replaced_by_its_original() {
+    let world = SimWorld::new(1, SimOptions::calm());
+    let host = world.host("mta");
+    host.make_directory(&config().directory);
+    let disk = host.clone();
+    to_the_end(&world, &host, async move |port| {
+        let (spooler, _) = Spooler::open(port.clone(), config()).await.expect("opens");
+        let waiting = stragglers(&spooler, &port, &disk).await;
+        let (id, copy, original) = pairs(&spooler, &waiting)[0];
+        flip(&disk, &copy, copy.content);
+        let read = spooler.read(id).await.expect("whole");
+        assert!(read.content == text_of(waiting[&id]));
+        drop(read);
+        let status = spooler.status();
+        assert_eq!((status.quarantined, status.damaged_messages), (0, 1));
+        assert!(status.alarms.contains(&Alarm::DamageFound));
+        flip(&disk, &original, original.content);
+        let again = spooler.read(id).await.map(|_| ());
+        assert_eq!(again, Err(ReadError::Damaged));
+        assert_eq!(spooler.status().quarantined, 1);
+    });
+}
+
+// A crash while stragglers were copied, and then rot in the records that count, some in the head
+// and some in the content: all messages are loaded, once, and read from the other records.
+#[test]
+fn rotten_originals_are_replaced_by_their_copies() {
+    let mut replaced = 0;
+    for seed in 0..20 {
+        let world = SimWorld::new(seed, SimOptions::calm());
+        let host = world.host("mta");
+        host.make_directory(&config().directory);
+        let disk = host.clone();
+        let waiting = to_the_end(&world, &host, async move |port| {
+            let (spooler, _) = Spooler::open(port.clone(), config()).await.expect("opens");
+            stragglers(&spooler, &port, &disk).await
+        });
+        host.crash(CrashKind::PowerCut);
+        let disk = host.clone();
+        replaced += to_the_end(&world, &host, async move |port| {
+            let (spooler, recovered) = Spooler::open(port.clone(), config()).await.expect("opens");
+            // What is spent is recycled first.
+            port.sleep_until(port.now().after(Duration::from_secs(1)))
+                .await;
+            let rotten = pairs(&spooler, &waiting);
+            for (at, (_, counts, _)) in rotten.iter().enumerate() {
+                let head = counts.location.offset + 70;
+                flip(
+                    &disk,
+                    counts,
+                    if at % 2 == 0 { head } else { counts.content },
+                );
+            }
+            let mut cursor = recovered.cursor;
+            let mut loaded = Vec::new();
+            loop {
+                let batch = spooler.load(&mut cursor, 50).await;
+                if batch.is_empty() {
+                    break;
+                }
+                for message in batch {
+                    let id = message.queued.id;
+                    assert_eq!(message.envelope, envelope());
+                    // Some are read while the others are being loaded.
+                    let read = spooler.read(id).await.expect("whole");
+                    // Settlements of the last moment may have been lost.
+                    if let Some(number) = waiting.get(&id) {
+                        assert_eq!(read.content[..], text_of(*number));
+                        loaded.push(id);
+                    }
+                }
+            }
+            loaded.sort_unstable();
+            let expected: Vec<MessageId> = waiting.keys().copied().collect();
+            assert_eq!(loaded, expected, "seed {seed}");
+            assert_eq!(spooler.status().quarantined, 0, "seed {seed}");
+            rotten.len()
+        });
+    }
+    assert!(replaced > 100, "{replaced} replaced");
+}
+
+/// One life that takes over what waits, and releases `old` until it is not in quarantine any more.
+/// `sent` is all that it could send.
+async fn releasing(
+    port: SimPort,
+    old: MessageId,
+    sent: Rc<RefCell<BTreeSet<MessageId>>>,
+    done: Rc<Cell<bool>>,
+) {
+    let Ok((spooler, recovered)) = Spooler::open(port.clone(), config()).await else {
+        return;
+    };
+    let send = move |spooler: &Spooler<SimPort>, id: MessageId| {
+        sent.borrow_mut().insert(id);
+        // Half of them have been delivered when the next crash comes.
+        if id.sequence().is_multiple_of(2) {
+            let kind = SettlementKind::Delivered;
+            let recipient = 0;
+            spooler.settle(Settlement {
+                id,
+                recipient,
+                kind,
+            });
+        }
+    };
+    let send = Rc::new(send);
+    let mut cursor = recovered.cursor;
+    let (early, sends) = (spooler.clone(), Rc::clone(&send));
+    port.spawn(Class::Background, async move {
+        loop {
+            let batch = early.load(&mut cursor, 5).await;
+            if batch.is_empty() {
+                break;
+            }
+            batch
+                .iter()
+                .for_each(|loaded| sends(&early, loaded.queued.id));
+        }
+        loop {
+            let batch = early.load_late(5).await;
+            batch
+                .iter()
+                .for_each(|loaded| sends(&early, loaded.queued.id));
+        }
+    });
+    loop {
+        match spooler.release(old, Wall(2)).await {
+            Ok(Released::Now(stored, of, content)) => {
+                assert_eq!((of, content.as_slice()), (envelope(), &text_of(7)[..]));
+                send(&spooler, stored.id());
+            }
+            Ok(Released::Before(_)) => {}
+            Err(ReleaseError::Absent) => break,
+            Err(ReleaseError::Damaged) => panic!("nothing rots here"),
+            Err(ReleaseError::UnderWay | ReleaseError::Io) => {
+                port.sleep_until(port.now().after(Duration::from_millis(300)))
+                    .await;
+            }
+        }
+    }
+    port.sleep_until(port.now().after(Duration::from_secs(30)))
+        .await;
+    assert_eq!(spooler.status().quarantined, 0);
+    let names = port.list(&config().directory).expect("it is there");
+    let notes = names.iter().filter(|name| name.starts_with("release-"));
+    assert_eq!(notes.count(), 0, "{names:?}");
+    done.set(true);
+}
+
+// Crashes anywhere in a release, and disks that fail: what is released becomes one new message,
+// never two, and never none.
+#[test]
+fn a_release_makes_one_message() {
+    for seed in 0..300 {
+        let world = SimWorld::new(seed, SimOptions::calm());
+        let host = world.host("mta");
+        host.make_directory(&config().directory);
+        let old = to_the_end(&world, &host, async move |port| {
+            let (spooler, _) = Spooler::open(port.clone(), config()).await.expect("opens");
+            let id = store(&spooler, &text_of(7)).await;
+            spooler.set_aside(id).await;
+            while spooler.has(id) {
+                port.sleep_until(port.now().after(Duration::from_millis(1)))
+                    .await;
+            }
+            assert_eq!(spooler.status().quarantined, 1);
+            id
+        });
+        host.set_disk(failing(seed));
+        let sent = Rc::new(RefCell::new(BTreeSet::new()));
+        let life = || {
+            let (port, done) = (host.port(), Rc::new(Cell::new(false)));
+            let life = releasing(port.clone(), old, Rc::clone(&sent), Rc::clone(&done));
+            port.spawn(Class::Control, life);
+            done
+        };
+        for round in 0..4 {
+            host.crash(if world.random().coin() {
+                CrashKind::PowerCut
+            } else {
+                CrashKind::Kill
+            });
+            life();
+            host.crash_after(1 + world.random().below(400), CrashKind::PowerCut);
+            let end = Mono(world.now().0).after(Duration::from_secs(5));
+            world.run_until(end, 2_000_000, || host.crashes() > 2 * round + 1);
+            if host.crashes() < 2 * round + 2 {
+                host.crash(CrashKind::PowerCut);
+            }
+        }
+        host.set_disk(DiskFaults::calm());
+        let done = life();
+        let end = Mono(world.now().0).after(Duration::from_secs(600));
+        let ended = world.run_until(end, 5_000_000, || done.get());
+        assert_eq!(ended, RunEnd::Reached, "seed {seed}");
+        assert_eq!(sent.borrow().len(), 1, "seed {seed}: {:?}", sent.borrow());
+    }
 }

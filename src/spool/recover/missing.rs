@@ -27,6 +27,12 @@ impl Recovery {
                 self.report.add(Damage::Length(log, number));
             }
         }
+        for (id, location) in std::mem::take(&mut self.misfits) {
+            // Unless another record of the message serves.
+            if self.spool.find(id).is_none() {
+                self.report.add(Damage::Message(id, location));
+            }
+        }
         for (sequence, segment, offset) in std::mem::take(&mut self.torn_states) {
             if sequence < self.state_proven {
                 self.report.add(Damage::Settlements { segment, offset });
@@ -143,9 +149,10 @@ impl Recovery {
         ended.sort_unstable();
         ended.dedup();
         let slots = &spool.mail.at(segment).slots;
-        let known = slots
-            .iter()
-            .any(|s| s.sequence == sequence && s.state == SlotState::Dead);
+        let known = slots.iter().any(|s| {
+            let ended = matches!(s.state, SlotState::Dead | SlotState::Unsure);
+            s.sequence == sequence && ended
+        });
         if known || ended.len() >= recipients as usize {
             return;
         }

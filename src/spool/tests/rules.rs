@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::spool::Alarm;
+use crate::spool::index::SlotState;
 
 fn calm() -> Faults {
     Faults {
@@ -59,6 +60,33 @@ impl World {
     fn acknowledged(&self) -> usize {
         self.promises.values().filter(|p| p.acknowledged).count()
     }
+}
+
+// An operator who has mended the disk does not wait for the next probe.
+#[test]
+fn a_failed_disk_is_tried_when_told() {
+    let mut world = ready(1);
+    world.append();
+    world.pump();
+    assert!(!world.spool.probe_now(world.now), "there is nothing to try");
+    world.fail_mail_group();
+    world.pump();
+    let making = |world: &World| {
+        let is_probe = |action: &Action| match action {
+            Action::Create { log, .. } => *log == Log::Message,
+            Action::Write { log, offset, .. } => *log == Log::Message && *offset == 0,
+            _ => false,
+        };
+        world
+            .in_flight
+            .iter()
+            .filter(|action| is_probe(action))
+            .count()
+    };
+    let before = making(&world);
+    assert!(world.spool.probe_now(world.now));
+    world.pump();
+    assert!(making(&world) > before, "a probe is under way at once");
 }
 
 // A message that was refused because its sync failed, but is whole on the disk, is under a
@@ -439,4 +467,230 @@ fn what_a_start_could_not_read_is_judged_by_the_next_that_can() {
         }
     }
     assert!(segments > 200, "{segments} segments");
+}
+
+/// Waiting messages that have another record than the one that counts, and one such each.
+fn with_others(spool: &Spool) -> Vec<(MessageId, (Place, Extent))> {
+    let ids = waiting(spool).into_keys();
+    let ids = ids.map(|sequence| MessageId::new(3, sequence));
+    ids.filter_map(|id| Some((id, *spool.other_records(id).first()?)))
+        .collect()
+}
+
+/// A world in which stragglers are copied forward.
+fn with_stragglers(seed: u64) -> World {
+    let mut world = ready(seed);
+    world.faults.long_tail = true;
+    world
+}
+
+/// Cuts a file within the content of one of the records.
+fn cut_within(
+    files: &mut Files,
+    records: &[(MessageId, Extent, Extent)],
+    random: &mut Random,
+) -> &'static str {
+    for ((_, number), file) in files {
+        let here = records.iter().flat_map(|(_, one, other)| [one, other]);
+        let here = here.filter(|record| record.location.segment == *number);
+        let here: Vec<&Extent> = here.filter(|record| record.location.len > 1).collect();
+        if let Some(record) = here.get(random.below(here.len())) {
+            file.truncate((record.content + record.location.len / 2) as usize);
+        }
+    }
+    "cut within a content"
+}
+
+impl World {
+    /// Whether a record can be read, in the life of its segment that it was written in.
+    fn is_whole(&self, id: MessageId, record: &Extent) -> bool {
+        let file = self.files.get(&(Log::Message, record.location.segment));
+        let header = file.map(|file| SegmentHeader::decode(file));
+        let Some(HeaderRead::Known(header)) = header else {
+            return false;
+        };
+        header.stamp.generation == record.generation && read(&self.files, id, record).is_ok()
+    }
+
+    /// Puts messages off until the state log has been rewritten.
+    fn write_down(&mut self, records: &[(MessageId, Extent, Extent)], attempts: u16) {
+        for attempts in attempts..attempts + 150 {
+            let kind = SettlementKind::Deferred {
+                attempts,
+                next: Wall(5),
+            };
+            for (id, ..) in records {
+                // One whose last whole record was recycled may be gone.
+                self.spool.settle(
+                    Settlement {
+                        id: *id,
+                        recipient: 0,
+                        kind,
+                    },
+                    self.now,
+                );
+            }
+            self.now = Mono(self.now.0 + 20_000_000);
+            self.pump();
+            while !self.in_flight.is_empty() {
+                self.end_one();
+                self.pump();
+            }
+        }
+    }
+}
+
+// The record that counts is damaged, and another one of the same message is not: that one counts
+// from then on, and everything else stays as it was, also after a crash.
+#[test]
+fn another_record_serves() {
+    let mut served = 0;
+    for seed in 0..200 {
+        let mut world = with_stragglers(seed);
+        for _ in 0..400 {
+            world.step();
+            let Some((id, other)) = with_others(&world.spool).pop() else {
+                continue;
+            };
+            let waited = world.spool.waiting(id).map(|(_, _, pending)| pending);
+            let damaged = world.spool.find(id).expect("waits");
+            assert_ne!(damaged, other.1);
+            let spool = &mut world.spool;
+            assert_eq!(spool.use_record(id, &other.1, other), Served::No);
+            assert_eq!(
+                spool.use_record(id, &damaged, other),
+                Served::Yes,
+                "seed {seed}"
+            );
+            assert_eq!(spool.find(id), Some(other.1), "seed {seed}");
+            let waits = spool.waiting(id).map(|(_, _, pending)| pending);
+            assert_eq!(waits, waited, "seed {seed}");
+            assert_eq!(spool.use_record(id, &damaged, other), Served::No);
+            let spares = spool.other_records(id);
+            assert!(spares.iter().all(|(_, spare)| *spare != damaged));
+            assert!(read(&world.files, id, &other.1).is_ok(), "seed {seed}");
+            served += 1;
+        }
+        world.quiesce();
+        world.crash();
+        world.check();
+    }
+    assert!(served > 20, "{served} served");
+}
+
+// While recovery's messages are handed over, in the order of their places, some move to other
+// records: each is handed over once all the same, by its place or by its id.
+#[test]
+fn messages_that_move_are_loaded_once() {
+    let (mut served, mut unseen) = (0, 0);
+    for seed in 0..400 {
+        let mut world = with_stragglers(seed);
+        for _ in 0..3_000 {
+            world.step();
+            if with_others(&world.spool).len() > 1 {
+                break;
+            }
+        }
+        world.power_goes();
+        let spool = &mut world.spool;
+        *spool = recover(&world.files, config(1), world.now).0;
+        let expected: Vec<u64> = waiting(spool).into_keys().collect();
+        let mut loaded = Vec::new();
+        for (segment, slots) in spool.census() {
+            for slot in 0..slots {
+                let found = spool.load_at(segment, slot);
+                loaded.extend(found.map(|waiting| waiting.0.sequence()));
+                let others = with_others(spool);
+                if others.is_empty() || !world.random.chance(20) {
+                    continue;
+                }
+                let (id, other) = others[world.random.below(others.len())];
+                let damaged = spool.find(id).expect("waits");
+                match spool.use_record(id, &damaged, other) {
+                    Served::No => panic!("seed {seed}: nothing has changed"),
+                    Served::Yes => {}
+                    Served::Unseen => {
+                        loaded.push(id.sequence());
+                        unseen += 1;
+                    }
+                }
+                served += 1;
+            }
+        }
+        loaded.sort_unstable();
+        assert_eq!(loaded, expected, "seed {seed}");
+    }
+    assert!(
+        served > 50 && unseen > 5,
+        "{served} served, {unseen} unseen"
+    );
+}
+
+// Bit rot, zeroed and swapped blocks and cut tails in a spool with messages that have two records:
+// whoever has a whole one is not lost, now or after the next start.
+#[test]
+fn a_message_with_a_whole_record_is_not_lost() {
+    let (mut pairs, mut halves, mut misfits) = (0, [0, 0], 0);
+    for seed in 0..600 {
+        let mut world = with_stragglers(seed);
+        for _ in 0..3_000 {
+            world.step();
+            if with_others(&world.spool).len() > 1 {
+                break;
+            }
+        }
+        // Both records are durable: nothing is in flight that could tear.
+        world.spool.reclaim.enabled = false;
+        world.settle_down();
+        let records: Vec<(MessageId, Extent, Extent)> = with_others(&world.spool)
+            .into_iter()
+            .filter_map(|(id, other)| Some((id, world.spool.find(id)?, other.1)))
+            .collect();
+        pairs += records.len();
+        let mut random = Random(seed);
+        let mail: Vec<u32> = records
+            .iter()
+            .flat_map(|(_, one, other)| [one.location.segment, other.location.segment])
+            .collect();
+        if mail.is_empty() {
+            continue;
+        }
+        let victim = (Log::Message, mail[random.below(mail.len())]);
+        let mut one = Files::from([(victim, world.files[&victim].clone())]);
+        let what = if seed % 3 == 0 {
+            cut_within(&mut one, &records, &mut random)
+        } else {
+            rot(&mut one, &mut random)
+        };
+        world.files.append(&mut one);
+        for (start, half) in halves.iter_mut().enumerate() {
+            world.spool = recover(&world.files, config(seed), world.now).0;
+            let spool = &world.spool;
+            let slots = spool.mail.iter().flat_map(|(_, segment)| &segment.slots);
+            for slot in slots.filter(|slot| spool.place(slot.sequence).is_some()) {
+                // A checkpoint would bury it.
+                assert_ne!(slot.state, SlotState::Dead, "seed {seed} ({what})");
+                misfits += usize::from(slot.state == SlotState::Unsure);
+            }
+            for (id, one, other) in &records {
+                let whole = [one, other].map(|record| world.is_whole(*id, record));
+                *half += usize::from(whole[0] != whole[1]);
+                let found = world.spool.find(*id);
+                let others = world.spool.other_records(*id).into_iter();
+                let mut all = found.into_iter().chain(others.map(|(_, other)| other));
+                assert!(
+                    whole == [false, false] || all.any(|record| world.is_whole(*id, &record)),
+                    "seed {seed} ({what}), start {start}: {id} {whole:?}"
+                );
+            }
+            // Nor when what is known is written down, and stragglers are copied.
+            world.write_down(&records, 300);
+            world.spool.enable_reclaim();
+            world.write_down(&records, 450);
+        }
+    }
+    assert!(
+        pairs > 100 && halves[0] > 30 && halves[1] > 30 && misfits > 10,
+        "{pairs} pairs, {halves:?} halves, {misfits} misfits"
+    );
 }

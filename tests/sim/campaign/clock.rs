@@ -108,7 +108,7 @@ fn play(seed: u64, jump: i64, when: When) {
     assert_eq!(ledger.receipts.len(), 30, "{what}");
 }
 
-// R15. Mail expires after 30 days here, and the largest jump is 31.
+// Mail expires after 30 days here, and the largest jump is 31.
 #[test]
 fn no_jump_of_the_clock_expires_mail_or_makes_a_storm() {
     let whens = [

@@ -8,6 +8,7 @@ mod node;
 mod poison;
 mod receiver;
 mod shards;
+mod unread;
 mod vanish;
 
 use std::cell::{Cell, RefCell};

@@ -168,6 +168,52 @@ fn a_message_that_panics_is_put_aside_and_the_node_stays() {
     }
 }
 
+// A message for a receiver that takes its mail at once, and for a slow one, whose connection often
+// belongs to another shard: when it has panicked three times for the first it does not panic for
+// the other.
+#[test]
+fn what_one_shard_condemns_no_other_tries() {
+    let messages = 20;
+    let bad = messages - 1;
+    for seed in 0..20 {
+        let campaign = Campaign::new(Scenario {
+            shards: 3,
+            // One for all shards.
+            connections: 1,
+            messages,
+            bytes_max: 600,
+            recipients_max: 1,
+            sessions: 1,
+            spread: 0,
+            personalities: vec!["accept".to_owned(), "accept+delay:20000ms".to_owned()],
+            ..Scenario::calm(seed)
+        });
+        for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
+            let both = [format!("u-{id}@d0.test"), format!("u-{id}@d1.test")];
+            sent.recipients = both.to_vec();
+        }
+        let host = &campaign.node.host;
+        host.survive_panics(|| panic!("the process ends"));
+        host.poison(marker(seed, bad).as_bytes(), Poison::Panic);
+        let node = Rc::clone(&campaign.node);
+        let control = campaign.control.clone();
+        control.spawn(Class::Control, node.supervise(control.clone()));
+        campaign.injector.start(campaign.scenario.sessions);
+        let done = || {
+            let missing = campaign.ledger.borrow().missing();
+            campaign.injector.open.get() == 0 && missing.iter().all(|(id, _)| *id == bad)
+        };
+        let deadline = campaign.world.now().after(Duration::from_secs(7_200));
+        let end = campaign.world.run_until(deadline, STEPS_MAX, done);
+        assert_eq!(end, RunEnd::Reached, "seed {seed}");
+        let found = campaign.await_quarantine();
+        campaign.advance(campaign.world.now().after(Duration::from_secs(600)));
+        assert_eq!((found.len(), found[0].waiting), (1, 2), "seed {seed}");
+        assert_eq!(host.strikes(), 3, "seed {seed}");
+        assert_eq!(host.crashes(), 0, "seed {seed}");
+    }
+}
+
 // An abort: three crashes, and no fourth.
 #[test]
 fn a_message_that_aborts_is_put_aside_after_three_crashes() {
