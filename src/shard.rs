@@ -221,6 +221,8 @@ impl<P: Port> Shard<P> {
         }
         let keeper = Rc::clone(&dispatch);
         port.spawn(Class::Control, async move { keeper.keep_time().await });
+        let watcher = Rc::clone(&dispatch);
+        port.spawn(Class::Control, async move { watcher.watch().await });
         if plan.number == 0 {
             let keeper = Rc::clone(&dispatch);
             port.spawn(Class::Control, async move { keeper.keep_dates().await });

@@ -2,6 +2,7 @@
 //! that it is ready, wait for a signal, drain.
 
 use std::io::Write;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -28,6 +29,7 @@ pub(super) fn serve(snapshot: Arc<Snapshot>) -> Result<(), Failure> {
     if !snapshot.dkim.is_empty() {
         keep_keys_private();
     }
+    name_absent_sources(&snapshot);
     let node = Node::start(snapshot).map_err(|error| match error {
         NodeError::Keys(fault) => Failure::Unusable(vec![fault]),
         other => Failure::failed(other),
@@ -62,6 +64,23 @@ fn announce() -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "postrider: ready")?;
     stdout.flush()
+}
+
+/// Warns of sources that are not addresses of this host: their mail waits until they are.
+fn name_absent_sources(snapshot: &Snapshot) {
+    for source in &snapshot.sources {
+        let Some(address) = source.address else {
+            continue;
+        };
+        // An address may come later, with its interface: no reason not to start.
+        if let Err(error) = UdpSocket::bind(SocketAddr::new(address, 0)) {
+            let name = &source.name;
+            tracing::warn!(
+                source = %name, %address, %error,
+                "a source is no address of this host: its mail waits; see `postrider check host`"
+            );
+        }
+    }
 }
 
 /// Keeps the kernel from backing the heap with huge pages: they make slack between growing tables

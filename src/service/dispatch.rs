@@ -42,6 +42,7 @@ mod letters;
 mod operator;
 mod settlements;
 mod suspects;
+mod watch;
 mod ways;
 
 /// A source address with its name, as delivery needs it.

@@ -97,3 +97,37 @@ fn counters_count() {
     assert!(total("connections_failed") >= 1);
     assert_eq!(total("delivered"), 0);
 }
+
+// What does not work is said once in the log, with its reason, and so is its end.
+#[test]
+fn trouble_is_in_the_log() {
+    let address = free_address();
+    let absent = "[[source]]\nname = \"elsewhere\"\naddress = \"192.0.2.1\"\n\
+                  [[source]]\nname = \"here\"\naddress = \"127.0.0.1\"\n\
+                  [[pool]]\nname = \"default\"\nsources = [{ source = \"here\" }]\n\
+                  [delivery]\nretry = [\"1s\"]\n";
+    let daemon = Daemon::start_with(address, "", |text| text + absent);
+    assert!(
+        daemon.log().contains("no address of this host"),
+        "{}",
+        daemon.log()
+    );
+    let mut client = Client::greeted(daemon.address);
+    assert_eq!(submit(&mut client, ""), 250);
+    let failing = "deliveries to a site fail";
+    wait_until("the failure is said", || daemon.log().contains(failing));
+    let line = daemon
+        .log()
+        .lines()
+        .find(|line| line.contains(failing))
+        .unwrap()
+        .to_owned();
+    assert!(
+        line.contains(&address.to_string()) && line.contains("here"),
+        "{line}"
+    );
+    let sink = Sink::start_at(address);
+    sink.next();
+    wait_until("the end is said", || daemon.log().contains("work again"));
+    assert_eq!(daemon.log().matches(failing).count(), 1, "{}", daemon.log());
+}
