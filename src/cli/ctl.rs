@@ -51,8 +51,12 @@ enum Verb {
     /// All figures in the Prometheus text format
     #[command(after_help = "Example:\n  postrider ctl metrics")]
     Metrics,
-    /// Stop sending on some paths until they are resumed
-    #[command(after_help = "Example:\n  postrider ctl suspend --source ip1 --site gmail.com")]
+    /// Stop sending on some paths until they are resumed, or the node starts again
+    #[command(
+        after_help = "Example:\n  postrider ctl suspend --source ip1 --site gmail.com\n\
+                            It is about paths that have work now: those that `ctl paths` lists. \
+                            Exit code 1 when there is none to change."
+    )]
     Suspend(Which),
     /// Send again on some paths
     #[command(after_help = "Example:\n  postrider ctl resume --source ip1")]
@@ -120,9 +124,20 @@ struct Which {
     /// The paths of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// The paths to this site
+    /// The paths to this site, named as `ctl paths` does or by a domain whose mail goes there
     #[arg(long, value_name = "NAME")]
     site: Option<String>,
+}
+
+/// How many paths are otherwise now; none is a failure, mostly of a name.
+fn changed(answer: Changed, how: &str) -> Result<String, Failure> {
+    match answer.paths {
+        0 => Err(Failure::Failed(format!(
+            "no path was {how}: none has this source and site, or they are so already; `postrider \
+             ctl paths` lists them"
+        ))),
+        paths => Ok(format!("{paths} paths {how}\n")),
+    }
 }
 
 impl Which {
@@ -160,8 +175,8 @@ pub(super) fn execute(args: &Args) -> Result<(), Failure> {
         Verb::Status => show_status(&read(&answer)?),
         Verb::Paths => show_paths(&read::<Vec<_>>(&answer)?),
         Verb::Spool => show_spool(&read::<Vec<_>>(&answer)?),
-        Verb::Suspend(_) => format!("{} paths suspended\n", read::<Changed>(&answer)?.paths),
-        Verb::Resume(_) => format!("{} paths resumed\n", read::<Changed>(&answer)?.paths),
+        Verb::Suspend(_) => changed(read::<Changed>(&answer)?, "suspended")?,
+        Verb::Resume(_) => changed(read::<Changed>(&answer)?, "resumed")?,
         Verb::Probe => format!("{} shards try again\n", read::<Probed>(&answer)?.shards),
         Verb::Quarantine { verb } => verb.show(&answer)?,
         Verb::Metrics => return Ok(()),

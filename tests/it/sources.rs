@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::harness::{Client, Daemon, Received, Sink, free_address, wait_until};
+use crate::harness::{Client, Daemon, Received, Sink, free_address, program, wait_until};
 
 /// Three sources with names of their own. "default" has the first two, three to one, "slow" the
 /// last.
@@ -130,4 +130,41 @@ fn trouble_is_in_the_log() {
     sink.next();
     wait_until("the end is said", || daemon.log().contains("work again"));
     assert_eq!(daemon.log().matches(failing).count(), 1, "{}", daemon.log());
+}
+
+// A path is suspended by the domain that goes there, its mail waits, and leaves when it is resumed.
+#[test]
+fn paths_are_suspended_and_resumed() {
+    let address = free_address();
+    let daemon = Daemon::start_with(address, "", |text| text + "[delivery]\nretry = [\"1s\"]\n");
+    let mut client = Client::greeted(daemon.address);
+    assert_eq!(submit(&mut client, ""), 250);
+    let total = |name: &str| crate::books::total(&daemon.status(), name);
+    wait_until("it waits", || total("deferred") == 1);
+    let socket = daemon.scratch.path().join("admin.sock");
+    let ctl = |words: &[&str]| {
+        let mut command = program();
+        command.arg("ctl").args(words).arg("--socket").arg(&socket);
+        command.output().unwrap()
+    };
+    let nobody = ctl(&["suspend", "--site", "c.example"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&nobody.stderr).contains("ctl paths"),
+        "{nobody:?}"
+    );
+    let suspended = ctl(&["suspend", "--site", "b.example"]);
+    assert_eq!(
+        String::from_utf8_lossy(&suspended.stdout),
+        "1 paths suspended\n"
+    );
+    let sink = Sink::start_at(address);
+    // It comes due once a second at least, and stays where it is.
+    wait_until("it is due", || total("ready") == 1);
+    assert!(sink.drain().is_empty());
+    assert_eq!(
+        ctl(&["resume", "--site", "b.example"]).status.code(),
+        Some(0)
+    );
+    sink.next();
 }
