@@ -21,13 +21,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Lines about paths in one look; a network that is down must not fill the log with its sites.
 const LINES_MAX: usize = 20;
 
+/// Alarms, each with the number of its spool.
+type Raised = Vec<(u16, Alarm)>;
+
 /// What has been said, and holds until the opposite is said.
 #[derive(Debug, Default)]
 struct Said {
     /// Paths that fail: source and site.
     failing: BTreeSet<(u16, Arc<str>)>,
     /// Alarms, with the spool's number.
-    alarms: Vec<(u16, Alarm)>,
+    alarms: Raised,
 }
 
 /// What is to be said of the paths.
@@ -73,7 +76,7 @@ impl Said {
     }
 
     /// Which alarms are new, and which are over.
-    fn alarms(&mut self, now: Vec<(u16, Alarm)>) -> (Vec<(u16, Alarm)>, Vec<(u16, Alarm)>) {
+    fn alarms(&mut self, now: Raised) -> (Raised, Raised) {
         let raised = now.iter().filter(|alarm| !self.alarms.contains(alarm));
         let raised = raised.copied().collect();
         let over = self.alarms.iter().filter(|alarm| !now.contains(alarm));
@@ -122,10 +125,7 @@ impl<P: Port> Dispatch<P> {
             tracing::info!(source = source(*number), %site, "deliveries to a site work again");
         }
         if news.more > 0 {
-            tracing::warn!(
-                paths = news.more,
-                "more sites fail or work again: `postrider ctl paths`"
-            );
+            tracing::warn!(paths = news.more, "more sites: `postrider ctl paths`");
         }
     }
 }
