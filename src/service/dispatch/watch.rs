@@ -119,7 +119,7 @@ impl<P: Port> Dispatch<P> {
         };
         for (number, site, failures, reason) in &news.failing {
             let source = source(*number);
-            tracing::warn!(source, %site, failures, reason, "deliveries to a site fail; mail waits");
+            tracing::warn!(source, %site, failures, reason, "deliveries to a site fail");
         }
         for (number, site) in &news.mended {
             tracing::info!(source = source(*number), %site, "deliveries to a site work again");
