@@ -268,6 +268,10 @@ pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;
 /// of settlements and stragglers at full speed, which need room to make room.
 pub const SPOOL_LOW_WATER_BYTES: u64 = 256 << 20;
 
+/// Most domains of one entry that are looked up again before a retry: nearly all mail has one per
+/// site; the others are looked at when their turn comes.
+pub const DOMAINS_ASKED_MAX: usize = 16;
+
 /// Rest of the disk after each half megabyte of a segment that is made in advance: with 10 ms a
 /// segment of 64 MiB is there after 1.4 s, and takes a twentieth of what a disk of 1 GB/s gives.
 pub const SPOOL_MAKING_PAUSE: Duration = Duration::from_millis(10);

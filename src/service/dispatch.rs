@@ -536,7 +536,13 @@ impl<P: Port> Dispatch<P> {
             return None;
         }
         link.take(entry, self.hands.hold(id, link.owner()));
-        let work = self.prepare(entry, eight_bit_mime).await;
+        let mut work = self.prepare(entry, eight_bit_mime).await;
+        if let Some(ready) = &work
+            && self.is_for_the_dead(entry, ready).await
+        {
+            self.reroute(entry, ready);
+            work = None;
+        }
         if work.is_none() {
             link.let_go(entry);
             self.acquit(id);

@@ -217,9 +217,45 @@ impl<P: Port> Dispatch<P> {
     /// recipient by its own domain, because a path may carry other domains too and none of them
     /// fails for one.
     pub async fn is_dead_end(&self, path: &Path) -> bool {
-        let Target::Mail(domain) = &path.target else {
+        match &path.target {
+            Target::Mail(domain) => self.is_dead(domain).await,
+            Target::Route(_) => false,
+        }
+    }
+
+    /// Whether an entry that was tried before is for a domain that takes no mail any more, although
+    /// its site does: the path is dialled for another domain of the site then.
+    pub(super) async fn is_for_the_dead(&self, entry: EntryId, work: &Work) -> bool {
+        let brain = self.brain.borrow();
+        let retried = brain.get(entry).is_some_and(|entry| entry.attempts() > 0);
+        drop(brain);
+        if !retried {
             return false;
-        };
+        }
+        let recipients = &work.held.envelope.recipients;
+        let indexes = work
+            .recipients
+            .iter()
+            .filter_map(|index| usize::try_from(*index).ok());
+        let recipients = indexes.filter_map(|index| recipients.get(index));
+        let mut asked: Vec<&Domain> = Vec::new();
+        for domain in recipients.map(|recipient| recipient.address.domain()) {
+            // Each may be a question to the DNS, which the connection waits for.
+            if asked.len() >= limits::DOMAINS_ASKED_MAX {
+                return false;
+            }
+            if asked.contains(&domain) || self.settings.routes.position(domain).is_some() {
+                continue;
+            }
+            asked.push(domain);
+            if self.is_dead(domain).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn is_dead(&self, domain: &Domain) -> bool {
         match self.plan(domain).await.0 {
             Plan::Temporary => false,
             plan => {

@@ -13,7 +13,7 @@ const MESSAGES: u64 = 30;
 
 #[test]
 fn mail_for_a_domain_that_vanishes_is_returned_and_its_neighbour_is_served() {
-    for seed in 0..10 {
+    for seed in 0..20 {
         let campaign = Campaign::new(Scenario {
             shards: 1 + u16::try_from(seed % 2).unwrap_or(0),
             messages: MESSAGES,
