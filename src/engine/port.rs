@@ -215,6 +215,10 @@ pub trait Port: Clone + 'static {
     /// kind, and its panic ends the process.
     fn spawn(&self, class: Class, task: impl Future<Output = ()> + 'static);
 
+    /// Says whether more has come in than goes out. While that is so, sessions get less of the time
+    /// of a shard that has deliveries ready. An engine may take no notice.
+    fn hurry(&self, _hurried: bool) {}
+
     /// Ends the process, because a panic has left `what` half changed.
     fn give_up(&self, what: &str);
 

@@ -73,19 +73,28 @@ impl Core {
     /// sleep. True when the main future is to be polled next.
     pub(crate) fn turn(&self, limit: Duration) -> bool {
         self.shared.collect();
-        let main = self.tasks.run(&self.shared, mono);
+        let main = self.tasks.run(&self.shared, mono, || {
+            if self.reactor.borrow_mut().ring.wants_enter() {
+                self.exchange(None);
+            }
+        });
         let idle = !main
             && self
                 .shared
                 .ready
                 .with(|ready| ready.is_empty())
                 .unwrap_or(true);
-        let mut reactor = self.reactor.borrow_mut();
-        let wait = if idle && !reactor.is_hungry() {
-            self.sleep_time(&reactor, limit)
-        } else {
-            None
+        let wait = {
+            let reactor = self.reactor.borrow();
+            (idle && !reactor.is_hungry()).then(|| self.sleep_time(&reactor, limit))
         };
+        self.exchange(wait.flatten());
+        main
+    }
+
+    /// Gives the kernel what was started, sleeping at most for `wait`, and handles what it reports.
+    fn exchange(&self, wait: Option<Duration>) {
+        let mut reactor = self.reactor.borrow_mut();
         let asleep_at = wait.map(|_| mono());
         if wait.is_some() || reactor.ring.wants_enter() {
             let entered = reactor.ring.enter(wait);
@@ -108,7 +117,6 @@ impl Core {
         {
             waiter.wake();
         }
-        main
     }
 
     /// How long to sleep; None when something is left to do.

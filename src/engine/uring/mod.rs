@@ -44,7 +44,7 @@ use nix::unistd::Pid;
 
 use self::core::{Core, Sleep, mono};
 use self::reactor::{Reactor, remember};
-use self::remote::{Shared, TaskHeader};
+use self::remote::{Kind, Shared, TaskHeader};
 use self::tasks::{MAIN, Tasks};
 use crate::engine::sys::ring::Ring;
 use crate::engine::{Block, Class, Moving, NetError, OpenMode, Port, RemoteWaker, Usage};
@@ -211,7 +211,11 @@ impl UringRuntime {
     /// Streams that somebody keeps beyond this receive nothing any more.
     pub fn run<F: Future>(self, main: F) -> F::Output {
         let core = &self.port.0;
-        let header = Arc::new(TaskHeader::new(Arc::clone(&core.shared), MAIN, false));
+        let header = Arc::new(TaskHeader::new(
+            Arc::clone(&core.shared),
+            MAIN,
+            Kind::Prompt,
+        ));
         let waker = Waker::from(Arc::clone(&header));
         let mut main = pin!(main);
         header.wake();
@@ -281,6 +285,10 @@ impl Port for UringPort {
         if !self.0.stopping.get() {
             self.0.tasks.spawn(&self.0.shared, class, Box::pin(task));
         }
+    }
+
+    fn hurry(&self, hurried: bool) {
+        self.0.tasks.hurried.set(hurried);
     }
 
     fn give_up(&self, what: &str) {

@@ -14,27 +14,84 @@ use std::task::Wake;
 use crossbeam::queue::SegQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::engine::Class;
 use crate::engine::sys::owner::OwnerCell;
+
+/// In which queue a task waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Prompt,
+    Ingress,
+    Patient,
+}
+
+impl Kind {
+    pub(crate) fn of(class: Class) -> Self {
+        if class.is_patient() {
+            Self::Patient
+        } else if class == Class::Ingress {
+            Self::Ingress
+        } else {
+            Self::Prompt
+        }
+    }
+}
 
 /// Tasks to poll, each kind in the order of the wakes.
 #[derive(Default)]
 pub(crate) struct Ready {
-    /// What somebody waits for on the other side of a connection or of a disk.
+    /// What others wait for: group commits, signatures, messages from other threads.
     pub(crate) prompt: VecDeque<Arc<TaskHeader>>,
+    /// Sessions.
+    pub(crate) ingress: VecDeque<Arc<TaskHeader>>,
     /// What may wait a moment for those: see [`Class::is_patient`](crate::engine::Class).
     pub(crate) patient: VecDeque<Arc<TaskHeader>>,
+    /// Those that gave way: not before the kernel had its turn.
+    pub(crate) yielded: VecDeque<Arc<TaskHeader>>,
+    /// Which task is being polled.
+    pub(crate) polled: Option<u32>,
 }
 
 impl Ready {
     pub(crate) fn is_empty(&self) -> bool {
-        self.prompt.is_empty() && self.patient.is_empty()
+        self.prompt.is_empty()
+            && self.ingress.is_empty()
+            && self.patient.is_empty()
+            && self.yielded.is_empty()
+    }
+
+    /// Whether something is ready that would rather run than sessions, when those are to wait.
+    pub(crate) fn has_outgoing(&self) -> bool {
+        !self.patient.is_empty() || !self.yielded.is_empty()
+    }
+
+    /// Takes the next of a kind.
+    pub(crate) fn next(&mut self, kind: Kind) -> Option<Arc<TaskHeader>> {
+        let task = self.queue(kind).pop_front();
+        self.polled = task.as_ref().map(|task| task.index);
+        task
+    }
+
+    /// Those that gave way have waited long enough.
+    pub(crate) fn resume_yielded(&mut self) {
+        while let Some(task) = self.yielded.pop_front() {
+            self.queue(task.kind).push_back(task);
+        }
+    }
+
+    fn queue(&mut self, kind: Kind) -> &mut VecDeque<Arc<TaskHeader>> {
+        match kind {
+            Kind::Prompt => &mut self.prompt,
+            Kind::Ingress => &mut self.ingress,
+            Kind::Patient => &mut self.patient,
+        }
     }
 
     fn push(&mut self, task: Arc<TaskHeader>) {
-        if task.patient {
-            self.patient.push_back(task);
+        if self.polled == Some(task.index) {
+            self.yielded.push_back(task);
         } else {
-            self.prompt.push_back(task);
+            self.queue(task.kind).push_back(task);
         }
     }
 }
@@ -146,16 +203,16 @@ impl Shared {
 pub(crate) struct TaskHeader {
     pub(crate) shared: Arc<Shared>,
     pub(crate) index: u32,
-    patient: bool,
+    kind: Kind,
     queued: AtomicBool,
 }
 
 impl TaskHeader {
-    pub(crate) fn new(shared: Arc<Shared>, index: u32, patient: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, index: u32, kind: Kind) -> Self {
         Self {
             shared,
             index,
-            patient,
+            kind,
             queued: AtomicBool::new(false),
         }
     }

@@ -3,26 +3,34 @@
 //!
 //! Why: a retry storm keeps dozens of deliveries ready at all times. In one queue with them a
 //! session's turn comes after all of theirs, four times per message: the accept p99 rose from 2 to
-//! 22 ms. With slices a session waits for one of those. Deliveries have half of the time at least,
-//! so that mail coming in at full speed does not pile up.
+//! 22 ms. With slices a session waits for one of those. Deliveries have half of the time at least.
+//! A turn: the spool and the signer, sessions, the spool again (one commit for all of them), the
+//! kernel (their writes and replies leave), the same once more, deliveries, the kernel.
+//! A task that gives way is not polled again before the kernel had its turn.
+//! Hurry: while more mail has come in than has left, sessions get a part of the time of the
+//! deliveries where the processor is short, so that mail leaves before it is cold.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use slab::Slab;
 
-use super::remote::{Ready, Shared, TaskHeader};
+use super::remote::{Kind, Ready, Shared, TaskHeader};
 use crate::engine::Class;
 use crate::limits::{PATIENT_SLICE, TASKS_PER_TURN};
 use crate::time::Mono;
 
-/// How many deliveries are polled between two looks at the clock.
-const PATIENT_POLLS: usize = 4;
+/// How many tasks are polled between two looks at the clock.
+const POLLS_PER_LOOK: usize = 2;
+
+/// When too much fresh mail waits to leave, sessions get this part of the time of the deliveries.
+const HURRIED_SHARE: u32 = 4;
 
 /// The index that the main future's header carries instead of a slot.
 pub(crate) const MAIN: u32 = u32::MAX;
@@ -40,6 +48,10 @@ struct Slot {
 #[derive(Default)]
 pub(crate) struct Tasks {
     slots: RefCell<Slab<Slot>>,
+    /// More mail has come in than has left: sessions are to go slower.
+    pub(crate) hurried: Cell<bool>,
+    /// How long deliveries ran in the last turn that had any.
+    last_patient: Cell<Duration>,
 }
 
 impl Tasks {
@@ -47,8 +59,8 @@ impl Tasks {
     pub(crate) fn spawn(&self, shared: &Arc<Shared>, class: Class, work: Work) {
         let mut slots = self.slots.borrow_mut();
         let entry = slots.vacant_entry();
-        let (index, patient) = (entry.key() as u32, class.is_patient());
-        let header = Arc::new(TaskHeader::new(Arc::clone(shared), index, patient));
+        let (index, kind) = (entry.key() as u32, Kind::of(class));
+        let header = Arc::new(TaskHeader::new(Arc::clone(shared), index, kind));
         entry.insert(Slot {
             header: Arc::clone(&header),
             class,
@@ -57,18 +69,65 @@ impl Tasks {
         header.wake();
     }
 
-    /// Polls what is ready, at most a batch. True when the main future is to be polled.
-    pub(crate) fn run(&self, shared: &Shared, clock: impl Fn() -> Mono) -> bool {
+    /// One turn's work: what others wait for, sessions, then deliveries. `exchange` gives the
+    /// kernel what was started and takes what it reports. True when the main future is to be polled.
+    pub(crate) fn run(
+        &self,
+        shared: &Shared,
+        clock: impl Fn() -> Mono,
+        exchange: impl FnOnce(),
+    ) -> bool {
+        shared.ready.with(Ready::resume_yielded);
+        let busy = |ready: &mut Ready| !ready.patient.is_empty();
+        if !shared.ready.with(busy).unwrap_or(false) {
+            return self.run_prompt(shared, &clock);
+        }
+        let began = clock();
+        let mut main = self.run_prompt(shared, &clock);
+        // What the others wait for is on its way before the deliveries begin.
+        exchange();
+        main |= self.run_prompt(shared, &clock);
+        let now = clock();
+        let slice = now.since(began).max(PATIENT_SLICE);
+        let most = shared.ready.with(|ready| ready.patient.len()).unwrap_or(0);
+        self.poll_some(shared, Kind::Patient, most, now.after(slice), &clock);
+        self.last_patient.set(clock().since(now));
+        main
+    }
+
+    /// Polls what is ready except deliveries, at most a batch of each kind; what sessions leave to
+    /// do is done after them, so that one commit serves all of them.
+    fn run_prompt(&self, shared: &Shared, clock: &impl Fn() -> Mono) -> bool {
+        let mut main = self.poll_some(shared, Kind::Prompt, TASKS_PER_TURN, Mono::NEVER, clock);
+        let (sessions, outgoing) = shared
+            .ready
+            .with(|ready| (!ready.ingress.is_empty(), ready.has_outgoing()))
+            .unwrap_or((false, false));
+        if sessions {
+            let end = if outgoing && self.hurried.get() {
+                clock().after(self.last_patient.get() / HURRIED_SHARE)
+            } else {
+                Mono::NEVER
+            };
+            self.poll_some(shared, Kind::Ingress, TASKS_PER_TURN, end, clock);
+            main |= self.poll_some(shared, Kind::Prompt, TASKS_PER_TURN, Mono::NEVER, clock);
+        }
+        main
+    }
+
+    /// Polls at most `most` tasks of a kind, until `end`. True when the main future was among them.
+    fn poll_some(
+        &self,
+        shared: &Shared,
+        kind: Kind,
+        most: usize,
+        end: Mono,
+        clock: &impl Fn() -> Mono,
+    ) -> bool {
         let mut main = false;
-        let waiting = |ready: &mut Ready| (ready.prompt.len(), ready.patient.len());
-        let (prompt, patient) = shared.ready.with(waiting).unwrap_or((0, 0));
-        let began = if patient > 0 { clock() } else { Mono::NEVER };
-        for _ in 0..prompt.min(TASKS_PER_TURN) {
-            let Some(header) = shared
-                .ready
-                .with(|ready| ready.prompt.pop_front())
-                .flatten()
-            else {
+        for polled in 1..=most.min(TASKS_PER_TURN) {
+            let next = |ready: &mut Ready| ready.next(kind);
+            let Some(header) = shared.ready.with(next).flatten() else {
                 break;
             };
             header.dequeued();
@@ -77,31 +136,12 @@ impl Tasks {
             } else {
                 self.poll(header);
             }
-        }
-        if patient > 0 {
-            let now = clock();
-            let end = now.after(now.since(began).max(PATIENT_SLICE));
-            self.run_patient(shared, patient.min(TASKS_PER_TURN), end, clock);
-        }
-        main
-    }
-
-    /// Polls at most `most` deliveries, until `end`.
-    fn run_patient(&self, shared: &Shared, most: usize, end: Mono, clock: impl Fn() -> Mono) {
-        for polled in 1..=most {
-            let Some(header) = shared
-                .ready
-                .with(|ready| ready.patient.pop_front())
-                .flatten()
-            else {
-                return;
-            };
-            header.dequeued();
-            self.poll(header);
-            if polled % PATIENT_POLLS == 0 && clock() >= end {
-                return;
+            if end != Mono::NEVER && polled % POLLS_PER_LOOK == 0 && clock() >= end {
+                break;
             }
         }
+        shared.ready.with(|ready| ready.polled = None);
+        main
     }
 
     /// Ends all tasks where they stand, and those that they start meanwhile.

@@ -23,6 +23,7 @@ use super::{UringConfig, UringPort, UringRuntime, UringSetupError, UringStream};
 use crate::engine::mesh::mailbox;
 use crate::engine::port::{Moving, MovingSocket};
 use crate::engine::{Block, Class, Guarded, Map, NetError, OpenMode, Port, Signal, Stream};
+use crate::limits::TASKS_PER_TURN;
 use crate::time::Mono;
 
 /// Long enough that reaching it means that something is lost.
@@ -614,6 +615,65 @@ fn deliveries_wait_for_sessions() {
         }
         assert_eq!(*order.borrow(), [2, 0, 1, 2, 0, 1]);
     });
+}
+
+// Whoever gives way is not polled again before the kernel had its turn (each reads the clocks
+// anew), whatever its class and whoever else is ready.
+#[test]
+fn who_gives_way_waits_for_the_kernel() {
+    run(|port| async move {
+        let (left, done) = (Rc::new(Cell::new(3)), Signal::default());
+        for class in [Class::Sign, Class::Ingress, Class::Egress] {
+            let (clock, left, done) = (port.clone(), Rc::clone(&left), done.clone());
+            port.spawn(class, async move {
+                for _ in 0..200 {
+                    let before = clock.now();
+                    crate::engine::yield_now().await;
+                    assert!(clock.now() > before, "{class:?} was polled twice in a turn");
+                }
+                left.set(left.get() - 1);
+                done.raise();
+            });
+        }
+        while left.get() > 0 {
+            done.raised().await;
+        }
+    });
+}
+
+// While more comes in than goes out, sessions do not all go first; else they do.
+#[test]
+fn hurried_deliveries_come_between_sessions() {
+    for hurried in [false, true] {
+        run(|port| async move {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            port.hurry(hurried);
+            let mine = Rc::clone(&order);
+            port.spawn(Class::Egress, async move {
+                for _ in 0..100 {
+                    mine.borrow_mut().push('d');
+                    crate::engine::yield_now().await;
+                }
+            });
+            crate::engine::yield_now().await;
+            for _ in 0..TASKS_PER_TURN {
+                let order = Rc::clone(&order);
+                port.spawn(Class::Ingress, async move { order.borrow_mut().push('s') });
+            }
+            while order.borrow().iter().filter(|who| **who == 's').count() < TASKS_PER_TURN {
+                crate::engine::yield_now().await;
+            }
+            let order = order.borrow();
+            let first = order.iter().position(|who| *who == 's').unwrap_or(0);
+            let last = order.iter().rposition(|who| *who == 's').unwrap_or(0);
+            let between = order[first..last].iter().filter(|who| **who == 'd').count();
+            if hurried {
+                assert!(between > 2, "{between} deliveries between sessions");
+            } else {
+                assert_eq!(between, 0);
+            }
+        });
+    }
 }
 
 // Letting go of a map leaves it to who else holds it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Port;
+use crate::limits;
 use crate::message::{
     ArrivedBody, Content, Domain, EnhancedStatus, Envelope, MessageId, Watch, header,
 };
@@ -153,6 +154,8 @@ impl<P: Port> Dispatch<P> {
         let mut held = Held::new(stored.id(), envelope, content, received_at, eight_bit);
         held.body = body;
         let (held, shared) = held.fresh(&self.fresh);
+        self.port
+            .hurry(self.fresh.used() > limits::FRESH_BYTES_CALM);
         self.dispatch(&held, shared, None);
     }
 
