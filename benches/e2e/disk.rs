@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::cases::{Scale, patience, route};
 use crate::report::Figures;
-use crate::stage::{Daemon, Outcome, Place, Sink, failed, free_address, load};
+use crate::stage::{Daemon, Outcome, Place, Sink, failed, load};
 
 /// One shard's spool alone: tasks that each store a message of 10 KiB, wait for the proof, settle
 /// it and go on, as sessions do. Fifty for the wait, and as many as a busy shard has for the rate.
@@ -153,53 +153,36 @@ struct Accepted {
     left: f64,
 }
 
-/// Queues mail for a receiver that is down, starts anew with the receiver up, and measures how
-/// long new mail waits for its 250 meanwhile.
+/// Queues mail for a receiver that is down, takes its bodies out of the page cache or into it,
+/// starts the receiver, and measures how long new mail waits for its 250 while the queue leaves.
 fn accept_beside(scale: Scale<'_>, queued: u64, cold: bool) -> Outcome<Accepted> {
     let place = Place::new(scale.base)?;
+    let site = Sink::free_site()?;
     let retry = "[delivery]\nretry = [\"1s\"]\n";
-    if queued > 0 {
-        let down = format!("{retry}{}", route("*", free_address()?));
-        let mut daemon = Daemon::start(&place, 1, &down)?;
-        let number = queued.to_string();
-        let args = ["--chunking", "--size", "10KiB", "--messages", &number];
-        load(daemon.address, &args, patience(queued))?;
-        daemon.wait_for(
-            &["ready", "deferred", "in_flight"],
-            queued,
-            patience(queued),
-        )?;
-        daemon.stop()?;
-    }
-    let sink = Sink::start(&place, 1, 1, "accept=100")?;
-    let up = format!("{retry}{}", route("*", sink.address(0)));
+    let mut daemon = Daemon::start(&place, 1, &format!("{retry}{}", route("*", site)))?;
+    let args = ["--chunking", "--size", "10KiB", "--messages"];
+    let waiting = ["ready", "deferred", "in_flight"];
+    // A spool that has no segments to use again is busy making some: the quiet one gets them, too.
+    let before = queued.max(if scale.smoke { 200 } else { 40_000 });
+    let up = || Sink::start_at(&place, site, 1, 1, "accept=100");
+    let mut sink = if queued == 0 { Some(up()?) } else { None };
+    let number = before.to_string();
+    let first = [&args[..], &[&number]].concat();
+    load(daemon.address, &first, patience(before))?;
+    daemon.wait_for(&waiting, queued, patience(before))?;
     visit(&place.path("data"), cold)?;
-    let mut daemon = Daemon::start(&place, 1, &up)?;
-    let number = if scale.smoke { "200" } else { "4000" };
-    if queued == 0 {
-        // A spool that has no segments to use again is busy making some.
-        let args = ["--chunking", "--size", "10KiB", "--messages"];
-        let before = if scale.smoke { "200" } else { "40000" };
-        load(
-            daemon.address,
-            &[&args[..], &[before]].concat(),
-            patience(40_000),
-        )?;
-        daemon.wait_for(&["ready", "deferred", "in_flight"], 0, patience(40_000))?;
+    if sink.is_none() {
+        sink = Some(up()?);
+        // The next attempt comes within seconds.
+        daemon.wait_below(&waiting, queued, patience(queued))?;
     }
-    let args = [
-        "--chunking",
-        "--size",
-        "10KiB",
-        "--messages",
-        number,
-        "--rate",
-        "2000",
-    ];
+    let number = if scale.smoke { "200" } else { "4000" };
+    let args = [&args[..], &[number, "--rate", "2000"]].concat();
     let report = load(daemon.address, &args, patience(queued))?;
-    let left = daemon.status(&["ready", "deferred", "in_flight"])?;
-    daemon.wait_for(&["ready", "deferred", "in_flight"], 0, patience(queued))?;
+    let left = daemon.status(&waiting)?;
+    daemon.wait_for(&waiting, 0, patience(queued))?;
     daemon.stop()?;
+    drop(sink);
     let p99 = report.pointer("/latency_us/p99").and_then(Value::as_f64);
     Ok(Accepted {
         p99_ms: p99.ok_or("no latency")? / 1e3,

@@ -247,17 +247,37 @@ const FIRST_SITE: [u8; 4] = [127, 0, 1, 1];
 
 impl Sink {
     pub(crate) fn start(place: &Place, sites: u16, shards: usize, manners: &str) -> Outcome<Self> {
+        let any = SocketAddr::from((FIRST_SITE, 0));
+        Self::start_at(place, any, sites, shards, manners)
+    }
+
+    /// Where a sink can be started later on, for one site.
+    pub(crate) fn free_site() -> Outcome<SocketAddr> {
+        let listener = TcpListener::bind(SocketAddr::from((FIRST_SITE, 0)));
+        listener
+            .and_then(|listener| listener.local_addr())
+            .map_err(failed("a free port"))
+    }
+
+    /// Starts one whose sites have this address and those behind it, and this port; 0 is any.
+    pub(crate) fn start_at(
+        place: &Place,
+        first: SocketAddr,
+        sites: u16,
+        shards: usize,
+        manners: &str,
+    ) -> Outcome<Self> {
         let log = place.path("sink.log");
         let mut command = program();
-        command.args(["sink", "--port", "0", "--json", "--personality", manners]);
+        command.args(["sink", "--json", "--personality", manners]);
+        command.args(["--port", &first.port().to_string()]);
         command.args([
             "--domains",
             &sites.to_string(),
             "--shards",
             &shards.to_string(),
         ]);
-        let first = std::net::Ipv4Addr::from(FIRST_SITE).to_string();
-        command.args(["--first-address", &first]);
+        command.args(["--first-address", &first.ip().to_string()]);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut running = Running::start("sink", &mut command, log.clone())?;
         let ready = running
@@ -399,10 +419,25 @@ impl Daemon {
 
     /// Waits until the sum of these figures is as wanted.
     pub(crate) fn wait_for(&mut self, names: &[&str], wanted: u64, most: Duration) -> Outcome<()> {
+        self.wait_until(names, &format!("{wanted}"), |sum| sum == wanted, most)
+    }
+
+    /// Waits until the sum of these figures is less than `limit`.
+    pub(crate) fn wait_below(&mut self, names: &[&str], limit: u64, most: Duration) -> Outcome<()> {
+        self.wait_until(names, &format!("below {limit}"), |sum| sum < limit, most)
+    }
+
+    fn wait_until(
+        &mut self,
+        names: &[&str],
+        wanted: &str,
+        enough: impl Fn(u64) -> bool,
+        most: Duration,
+    ) -> Outcome<()> {
         let deadline = Instant::now() + most;
         loop {
             let now = self.status(names)?;
-            if now == wanted {
+            if enough(now) {
                 return Ok(());
             }
             if self.running.look()?.is_some() {
