@@ -70,7 +70,8 @@ impl Tasks {
     }
 
     /// One turn's work: what others wait for, sessions, then deliveries. `exchange` gives the
-    /// kernel what was started and takes what it reports. True when the main future is to be polled.
+    /// kernel what was started and takes what it reports. True when the main future is to be
+    /// polled.
     pub(crate) fn run(
         &self,
         shared: &Shared,
