@@ -26,6 +26,9 @@ pub(crate) struct Sent {
 #[derive(Debug)]
 pub(crate) struct Receipt {
     pub(crate) at: Mono,
+    /// When its connection was made. A receiver that takes its time may read what a node sent long
+    /// after that node has died, and after the next one has sent it again.
+    pub(crate) since: Mono,
     /// By then the node had read the reply, as one could see; when before that is unknown.
     pub(crate) known: Option<Mono>,
 }
@@ -97,6 +100,7 @@ impl Ledger {
         sender: &[u8],
         recipients: &[Vec<u8>],
         content: &[u8],
+        since: Mono,
         at: Mono,
     ) -> Vec<Key> {
         if sender.is_empty() {
@@ -118,10 +122,11 @@ impl Ledger {
                 self.violate(format!("corrupt: message {id} arrived for {recipient}"));
             }
             let key = (id, recipient);
-            self.receipts
-                .entry(key.clone())
-                .or_default()
-                .push(Receipt { at, known: None });
+            self.receipts.entry(key.clone()).or_default().push(Receipt {
+                at,
+                since,
+                known: None,
+            });
             keys.push(key);
         }
         keys
@@ -176,7 +181,9 @@ impl Ledger {
         let Some(known) = receipt.known else {
             return true;
         };
-        let until = if self.disk_failed {
+        // A flipped bit takes settlements with it, long after they were written; in the last group
+        // of the log it cannot be told from a write that a crash tore.
+        let until = if self.disk_failed || self.rot {
             Mono::NEVER
         } else {
             known.after(SETTLE_TIME)
@@ -196,7 +203,13 @@ impl Ledger {
             );
         }
         for (key, receipts) in &self.receipts {
-            let Some((last, before)) = receipts.split_last() else {
+            // In flight at a crash, as nobody can know: no attempt of the living follows them.
+            let orphan = |receipt: &&Receipt| {
+                let cut = |crash: &Mono| (receipt.since..=receipt.at).contains(crash);
+                receipt.known.is_none() && self.crashes.iter().any(cut)
+            };
+            let live: Vec<&Receipt> = receipts.iter().filter(|one| !orphan(one)).collect();
+            let Some((last, before)) = live.split_last() else {
                 continue;
             };
             for receipt in before.iter().filter(|receipt| !self.excused(receipt)) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use postrider::engine::sim::{SimHost, SimPort, SimStream};
 use postrider::engine::{Class, Port, Stream};
 use postrider::lab::receiver::{Receiver, ReceiverEvent, Site};
+use postrider::time::Mono;
 
 use super::ledger::{Key, Shared};
 
@@ -27,6 +28,7 @@ pub(crate) fn start(host: &SimHost, address: SocketAddr, site: Rc<Site>, ledger:
             acceptor.spawn(Class::Ingress, async move {
                 site.open.set(site.open.get() + 1);
                 let mut session = Session {
+                    since: port.now(),
                     port,
                     site: Rc::clone(&site),
                     ledger,
@@ -49,6 +51,8 @@ struct Session {
     stream: SimStream,
     receiver: Receiver,
     out: Vec<u8>,
+    /// When the connection was accepted.
+    since: Mono,
     /// What was replied to with 250 on this connection, with its place among the receipts.
     keys: Vec<(Key, usize)>,
 }
@@ -133,7 +137,8 @@ impl Session {
         let message = self.receiver.message();
         let mut ledger = self.ledger.borrow_mut();
         let (sender, recipients) = (message.sender, message.recipients);
-        let keys = ledger.receive(sender, recipients, message.content, self.port.now());
+        let now = self.port.now();
+        let keys = ledger.receive(sender, recipients, message.content, self.since, now);
         if replied {
             for key in keys {
                 let place = ledger.receipts[&key].len() - 1;
