@@ -435,16 +435,15 @@ impl<'a, P: Port> Connection<'a, P> {
                 && (self.may_begin() || self.in_hand.iter().any(|hand| hand.trying.is_empty())))
     }
 
-    /// Whether the next assigned entry may be begun: a suspect is alone on its connection, so that
-    /// a crash accuses nobody else.
+    /// Whether the next assigned entry may be begun: some are alone on their connection.
     fn may_begin(&self) -> bool {
         let Some(next) = self.link.assigned.borrow().front().copied() else {
             return false;
         };
         let mut in_hand = self.in_hand.iter();
         self.in_hand.is_empty()
-            || !(self.dispatch.is_suspect(next)
-                || in_hand.any(|hand| self.dispatch.is_suspect(hand.entry)))
+            || !(self.dispatch.goes_alone(next)
+                || in_hand.any(|hand| self.dispatch.goes_alone(hand.entry)))
     }
 
     async fn wait(

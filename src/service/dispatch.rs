@@ -11,7 +11,7 @@
 //! Failure: whatever cannot be settled stays in the spool: a restart finds it again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,6 +213,8 @@ pub struct Dispatch<P: Port> {
     /// What was in hand at a crash and waits for its turn to be tried.
     suspects: RefCell<VecDeque<Transfer>>,
     trying_suspects: Cell<bool>,
+    /// Entries whose last attempt ended without a reply to their content.
+    unanswered: RefCell<HashSet<EntryId>>,
     suspect_changed: Signal,
     /// One message at a time is made 7-bit.
     conversions: Turns,
@@ -268,6 +270,7 @@ impl<P: Port> Dispatch<P> {
             hands,
             suspects: RefCell::default(),
             trying_suspects: Cell::new(false),
+            unanswered: RefCell::default(),
             suspect_changed: Signal::default(),
             conversions: Turns::default(),
             port,
@@ -661,8 +664,11 @@ impl<P: Port> Dispatch<P> {
             self.signer.keep(held);
         }
         match (&deferred, cause.kind) {
-            (None, _) => {}
-            (Some(_), CauseKind::Ambiguous) => self.count(|c| c.ambiguous += 1),
+            (None, _) => self.answered(entry),
+            (Some(_), CauseKind::Ambiguous) => {
+                self.count(|c| c.ambiguous += 1);
+                self.unanswered(entry);
+            }
             (Some(_), CauseKind::NotTried | CauseKind::Spent) => {}
             (Some(_), _) => self.count(|c| c.deferred += 1),
         }

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::engine::{Class, Port};
+use crate::limits;
 use crate::message::MessageId;
 use crate::queue::{Cause, CauseKind, ConnectionId, EntryId, Event, Recipients};
 use crate::service::delivery::{Link, Taken};
@@ -34,6 +35,33 @@ impl<P: Port> Dispatch<P> {
         brain
             .get(entry)
             .is_some_and(|entry| self.hands.is_suspect(entry.message()))
+    }
+
+    /// Whether an entry shares its connection with no other at a time: a suspect, so that a crash
+    /// accuses nobody else; and one whose last attempt ended without a reply to its content. A site
+    /// that hangs up at some later command may take the replies to all before it along, and what is
+    /// sent together again would be taken again, by the same receivers, for as often.
+    #[must_use]
+    pub fn goes_alone(&self, entry: EntryId) -> bool {
+        self.is_suspect(entry) || self.unanswered.borrow().contains(&entry)
+    }
+
+    /// Nobody knows whether the site has taken the message of this entry.
+    pub(super) fn unanswered(&self, entry: EntryId) {
+        let mut unanswered = self.unanswered.borrow_mut();
+        if unanswered.len() >= limits::UNANSWERED_MAX {
+            // Entries may end without an attempt.
+            let brain = self.brain.borrow();
+            unanswered.retain(|entry| brain.get(*entry).is_some());
+        }
+        if unanswered.len() < limits::UNANSWERED_MAX {
+            unanswered.insert(entry);
+        }
+    }
+
+    /// An entry has ended.
+    pub(super) fn answered(&self, entry: EntryId) {
+        self.unanswered.borrow_mut().remove(&entry);
     }
 
     /// Takes recipients of a suspect into the line of those that are tried one after the other.

@@ -2,6 +2,7 @@
 //! faults end, and everything that was acknowledged must have come to exactly one end.
 
 mod clock;
+mod hangup;
 mod injector;
 mod ledger;
 mod node;
