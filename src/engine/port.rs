@@ -290,6 +290,20 @@ pub trait Port: Clone + 'static {
         range: Range<usize>,
     ) -> impl Future<Output = io::Result<()>>;
 
+    /// Whether all of `range` is in memory, and [`Port::prefetch`] would have nothing to do. Never
+    /// true of a long range.
+    fn is_resident(&self, map: &Arc<Self::Map>, range: &Range<usize>) -> bool;
+
+    /// Reads what the file has at `offset` (a multiple of 4096) into `block`, past the page cache
+    /// where the file system allows that, and hands the block back: how many bytes of it were read,
+    /// fewer than its length at the end of the file.
+    fn read(
+        &self,
+        file: &Self::File,
+        offset: u64,
+        block: Block,
+    ) -> impl Future<Output = (Block, io::Result<usize>)>;
+
     /// Lets go of a map. The last holder of a large one calls this instead of dropping it: to
     /// unmap 64 MiB that were read takes milliseconds, which the shard does not wait for.
     fn unmap(&self, map: Arc<Self::Map>) -> impl Future<Output = ()>;

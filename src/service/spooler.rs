@@ -45,11 +45,14 @@ use crate::spool::{
 use crate::time::{Mono, Wall};
 
 use self::read::Rescue;
+use self::reads::Reads;
 
 mod copy;
+mod heads;
 mod late;
 mod quarantine;
 mod read;
+mod reads;
 mod recovery;
 mod release;
 
@@ -140,7 +143,7 @@ pub struct Loaded {
 pub struct StoredMessage {
     /// Who it is for.
     pub envelope: Envelope,
-    /// The content, on loan from the map of its segment.
+    /// The content: on loan from the map of its segment, or read for this message.
     pub content: Bytes,
     /// When it was accepted.
     pub received_at: Wall,
@@ -177,6 +180,7 @@ struct Inner<P: Port> {
     callbacks: RefCell<Vec<Rc<Callback>>>,
     wake: Signal,
     stopped: Cell<bool>,
+    reads: Reads,
     /// Messages whose envelope could not be read.
     late: RefCell<VecDeque<MessageId>>,
     late_pause: Cell<Duration>,
@@ -289,6 +293,7 @@ impl<P: Port> Spooler<P> {
             callbacks: RefCell::default(),
             wake: Signal::default(),
             stopped: Cell::new(false),
+            reads: Reads::default(),
             late: RefCell::default(),
             late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
             hands: RefCell::default(),

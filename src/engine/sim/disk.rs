@@ -644,6 +644,28 @@ pub(super) fn map(file: &SimFile) -> io::Result<Arc<SimMap>> {
     }))
 }
 
+/// Reads what the file has at an offset.
+pub(super) async fn read(
+    world: &Rc<World>,
+    disk: &Disk,
+    file: &SimFile,
+    offset: u64,
+    mut block: Block,
+) -> (Block, io::Result<usize>) {
+    let len = file.0.len.get();
+    let bytes = len.saturating_sub(offset).min(block.len() as u64) as usize;
+    if !offset.is_multiple_of(PAGE as u64) {
+        return (block, Err(errno(Errno::EINVAL)));
+    }
+    let at = usize::try_from(offset).unwrap_or(usize::MAX);
+    if let Err(error) = fetch(world, disk, file.0.number, at..at.saturating_add(bytes)).await {
+        return (block, Err(error));
+    }
+    let live = Rc::clone(&file.0.live.borrow());
+    let read = live.read_exact_at(&mut block[..bytes], offset);
+    (block, read.map(|()| bytes))
+}
+
 pub(super) async fn prefetch(
     world: &Rc<World>,
     disk: &Disk,
@@ -653,22 +675,35 @@ pub(super) async fn prefetch(
     if range.start > range.end || range.end > map.bytes().len() {
         return Err(errno(Errno::EINVAL));
     }
-    let faults = disk.faults.borrow().clone();
-    let page = |at: usize| (map.inode, (at / PAGE) as u64);
-    let out = {
-        let outages = disk.outages.borrow();
-        let mut near = outages.range(page(range.start)..=page(range.end.max(range.start + 1) - 1));
-        faults.outage > 0 && near.any(|(_, until)| *until > world.now())
-    };
     // Often in memory already: then the real engine does not wait either.
-    if !out && world.random.coin() {
+    if !is_out(world, disk, map.inode, &range) && world.random.coin() {
         return Ok(());
     }
+    fetch(world, disk, map.inode, range).await
+}
+
+/// The page of a file that holds a byte.
+fn page(inode: u64, at: usize) -> (u64, u64) {
+    (inode, (at / PAGE) as u64)
+}
+
+/// Whether the disk does not give some of a range for the time being.
+fn is_out(world: &World, disk: &Disk, inode: u64, range: &Range<usize>) -> bool {
+    let outages = disk.outages.borrow();
+    let last = range.end.max(range.start + 1) - 1;
+    let mut near = outages.range(page(inode, range.start)..=page(inode, last));
+    disk.faults.borrow().outage > 0 && near.any(|(_, until)| *until > world.now())
+}
+
+/// The disk's answer to somebody who wants a range of a file.
+async fn fetch(world: &Rc<World>, disk: &Disk, inode: u64, range: Range<usize>) -> io::Result<()> {
+    let faults = disk.faults.borrow().clone();
+    let out = is_out(world, disk, inode, &range);
     let fails = out || world.random.chance(faults.read_error);
     if fails && !out && world.random.chance(faults.outage) {
         let until = Duration::from_nanos(world.random.within(&faults.outage_time));
         let mut outages = disk.outages.borrow_mut();
-        let first = page(range.start);
+        let first = page(inode, range.start);
         outages
             .entry(first)
             .or_insert_with(|| world.now().after(until));

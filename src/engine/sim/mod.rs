@@ -473,6 +473,14 @@ impl Port for SimPort {
         disk::prefetch(&self.world, &self.machine.disk, map, range).await
     }
 
+    fn is_resident(&self, _: &Arc<SimMap>, _: &Range<usize>) -> bool {
+        self.world.random.coin()
+    }
+
+    async fn read(&self, file: &SimFile, offset: u64, block: Block) -> (Block, io::Result<usize>) {
+        disk::read(&self.world, &self.machine.disk, file, offset, block).await
+    }
+
     async fn unmap(&self, map: Arc<SimMap>) {
         disk::pause(&self.world, &self.machine.disk).await;
         drop(map);

@@ -124,9 +124,9 @@ pub struct DiskFaults {
     pub slow_latency: RangeInclusive<u64>,
     /// A write or its sync fails with EIO; any part of it may have happened.
     pub write_error: u32,
-    /// A prefetch fails with EIO.
+    /// A prefetch or a read fails with EIO.
     pub read_error: u32,
-    /// A prefetch that fails leaves the first page of its range unreadable for a while; once in the
+    /// One that fails leaves the first page of its range unreadable for a while; once in the
     /// life of a page.
     pub outage: u32,
     /// How long such a page stays unreadable.

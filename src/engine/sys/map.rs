@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Advice, Mmap, MmapOptions};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::engine::port::Map;
 
@@ -19,6 +20,8 @@ const RESIDENT_CHECK_MAX: usize = 64 * PAGE;
 /// A whole file as memory.
 pub struct FileMap {
     map: Mmap,
+    /// The same file, read through the page cache.
+    cached: Option<OwnedFd>,
 }
 
 impl FileMap {
@@ -30,7 +33,28 @@ impl FileMap {
         // read only after their write completed.
         // JUSTIFICATION: messages go from the page cache to the socket without a copy of our own.
         let map = unsafe { MmapOptions::new().map(&file)? };
-        Ok(Self { map })
+        Ok(Self { map, cached: None })
+    }
+
+    /// Maps the file for reads here and there. A fault reads its page alone: what the kernel would
+    /// read ahead on its own (8 MiB, where the system says so) keeps the disk from the writes that
+    /// sessions wait for.
+    pub(crate) fn scattered(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut map = Self::new(file)?;
+        map.map.advise(Advice::Random)?;
+        // The descriptor that writes past the page cache cannot fill it. Without another one,
+        // populating the map does that.
+        let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let cached = File::open(again).ok().map(OwnedFd::from);
+        map.cached = cached.filter(|file| {
+            posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).is_ok()
+        });
+        Ok(map)
+    }
+
+    /// The descriptor to read with so that the page cache has what was read, and no more.
+    pub(super) fn cached(&self) -> Option<RawFd> {
+        self.cached.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// The page-aligned part of the map that covers `range`, as address and length.

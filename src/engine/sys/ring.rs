@@ -78,13 +78,20 @@ pub(crate) enum Request {
     Connect(Box<SockaddrStorage>),
     /// Write the block at an offset and return when it is on stable storage.
     WriteDurable(u64, Block),
+    /// Read into the block from an offset.
+    Read(u64, Block),
     /// Write this many of the zeros at an offset.
     WriteZeros(u64, Rc<Block>, u32),
     /// Allocate the file's first bytes.
     Allocate(u64),
     /// Sync the file and all it needs to be found.
     Sync,
-    /// Read a range of a map into memory; the descriptor is not used.
+    /// Read into the block what a map's file has at an offset, by way of the page cache; the
+    /// map's descriptor is used.
+    ReadCached(Arc<FileMap>, u64, Block),
+    /// Have a range of a map read, all at once; the descriptor is not used.
+    Fetch(Arc<FileMap>, Range<usize>),
+    /// Wait until a range of a map is in memory; the descriptor is not used.
     Populate(Arc<FileMap>, Range<usize>),
     /// Take a range of a map out of the process; the descriptor is not used.
     Vacate(Arc<FileMap>, Range<usize>),
@@ -104,12 +111,14 @@ pub(crate) enum Memory {
     None,
     /// The pieces of a send.
     Pieces(Box<Gather>),
-    /// The block of a write.
+    /// The block of a write or a read.
     Block(Block),
     /// An address that the kernel reads.
     Address(Box<SockaddrStorage>),
     /// Shared zeros.
     Zeros(Rc<Block>),
+    /// The map whose file is read, and where to.
+    Copy(Arc<FileMap>, Block),
     /// The map being populated or emptied.
     Map(Arc<FileMap>),
     /// A name that the kernel reads.
@@ -482,6 +491,11 @@ fn prepare(fd: Fd, request: Request) -> (Entry, Memory) {
                 .rw_flags(libc::RWF_DSYNC);
             (entry.build(), Memory::Block(block))
         }
+        Request::Read(offset, mut block) => {
+            let len = u32::try_from(block.len()).unwrap_or(i32::MAX as u32);
+            let entry = opcode::Read::new(fd, block.as_mut_ptr(), len).offset(offset);
+            (entry.build(), Memory::Block(block))
+        }
         Request::WriteZeros(offset, zeros, len) => {
             let len = len.min(u32::try_from(zeros.len()).unwrap_or(u32::MAX));
             let entry = opcode::Write::new(fd, zeros.as_ptr(), len).offset(offset);
@@ -492,6 +506,14 @@ fn prepare(fd: Fd, request: Request) -> (Entry, Memory) {
             opcode::Fsync::new(fd).flags(FsyncFlags::empty()).build(),
             Memory::None,
         ),
+        Request::ReadCached(map, offset, mut block) => {
+            let len = u32::try_from(block.len()).unwrap_or(i32::MAX as u32);
+            // Without a descriptor: EBADF.
+            let fd = Fd(map.cached().unwrap_or(-1));
+            let entry = opcode::Read::new(fd, block.as_mut_ptr(), len).offset(offset);
+            (entry.build(), Memory::Copy(map, block))
+        }
+        Request::Fetch(map, range) => advise(map, &range, libc::MADV_WILLNEED),
         Request::Populate(map, range) => advise(map, &range, libc::MADV_POPULATE_READ),
         // The pages are those of the file: what reads the range afterwards finds the same bytes.
         Request::Vacate(map, range) => advise(map, &range, libc::MADV_DONTNEED),

@@ -375,11 +375,24 @@ impl Port for UringPort {
     }
 
     fn map(&self, file: &UringFile) -> io::Result<Arc<UringMap>> {
-        UringMap::new(std::os::fd::AsFd::as_fd(&*file.fd)).map(Arc::new)
+        UringMap::scattered(std::os::fd::AsFd::as_fd(&*file.fd)).map(Arc::new)
     }
 
     async fn prefetch(&self, map: &Arc<UringMap>, range: Range<usize>) -> io::Result<()> {
         disk::prefetch(&self.0, map, range).await
+    }
+
+    fn is_resident(&self, map: &Arc<UringMap>, range: &Range<usize>) -> bool {
+        map.is_resident(range)
+    }
+
+    async fn read(
+        &self,
+        file: &UringFile,
+        offset: u64,
+        block: Block,
+    ) -> (Block, io::Result<usize>) {
+        disk::read(&self.0, file, offset, block).await
     }
 
     async fn unmap(&self, map: Arc<UringMap>) {

@@ -745,6 +745,15 @@ async fn writes_and_reads(port: UringPort, directory: PathBuf) {
     port.prefetch(&map, 5000..6000).await.expect("prefetch");
     assert_eq!(map.bytes()[4095..4098], [0, 42, 42]);
     assert_eq!(map.bytes()[12287..12289], [42, 0]);
+    // Past the page cache, to the end of the file and no further; nothing beyond it.
+    let (block, read) = port.read(&file, 4096, Block::zeroed(12288)).await;
+    assert_eq!(read.expect("read"), 12288);
+    assert_eq!(block[8190..8194], [42, 42, 0, 0]);
+    let (_, read) = port.read(&file, 2 << 20, Block::zeroed(8192)).await;
+    assert_eq!(read.expect("the last block"), 4096);
+    let (_, read) = port.read(&file, size, Block::zeroed(4096)).await;
+    assert_eq!(read.expect("the end"), 0);
+    assert!(port.read(&file, 100, Block::zeroed(1)).await.1.is_err());
     let (_, odd) = port.write_durable(&file, 100, Block::zeroed(1)).await;
     assert_eq!(
         odd.err().map(|error| error.kind()),
@@ -784,6 +793,11 @@ fn prefetch_reports_what_cannot_be_read() {
         port.prefetch(&map, 0..3 << 20).await.expect("prefetch");
         port.prefetch(&map, 10..10).await.expect("nothing");
         assert_eq!(map.bytes()[(3 << 20) - 1], 9);
+        assert!(port.is_resident(&map, &(5000..20_000)));
+        assert!(
+            !port.is_resident(&map, &(0..3 << 20)),
+            "too much to look at"
+        );
         let outside = port.prefetch(&map, 0..(3 << 20) + 1).await;
         assert_eq!(
             outside.err().map(|error| error.kind()),

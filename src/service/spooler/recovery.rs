@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use crate::engine::{Block, Map, OpenMode, Port};
 use crate::limits;
-use crate::spool::format::{BLOCK_BYTES, HeaderRead, Log, SegmentHeader};
-use crate::spool::recover::{Recovery, Scan, Step, elect_stamp};
+use crate::spool::format::{BLOCK_BYTES, HeaderRead, Log, SegmentHeader, Stamp};
+use crate::spool::recover::{Recovery, elect_stamp};
 use crate::spool::{RecoveryReport, Spool, SpoolConfig};
 use crate::time::Mono;
 
+use super::heads::{read_range, scan_all};
 use super::{RELEASE_RETRY, SpoolError, SpoolerConfig};
 
-/// Bytes that recovery brings into memory at once where groups are small.
-const SCAN_WINDOW_BYTES: usize = 128 << 10;
 /// How often the rewriting of a last group is tried again before the spool does not open.
 const REWRITE_TRIES: u32 = 20;
 /// The wait before a range that the disk did not give is asked for again, at first and at most.
@@ -64,17 +63,7 @@ pub(super) async fn recover<P: Port>(
         .collect();
     let mut patience = patience;
     for log in [Log::State, Log::Message] {
-        for (number, stamp) in recovery.order(log) {
-            let Some(file) = files.get(&(log, number)) else {
-                continue;
-            };
-            let map = match port.file_len(file) {
-                Ok(len) if len > 0 => port.map(file).map_err(failed)?,
-                _ => continue,
-            };
-            let walk = Scan::new(stamp);
-            scan(port, &map, (log, number), walk, &patience, &mut recovery).await;
-        }
+        scan_all(port, log, &files, &patience, &mut recovery).await;
         if log == Log::State {
             recovery.states_end();
             patience = Patience::for_log(port, Log::Message);
@@ -261,11 +250,21 @@ impl Patience {
         map: &Arc<P::Map>,
         range: Range<usize>,
     ) -> io::Result<()> {
+        self.insist(port, || port.prefetch(map, range.clone()))
+            .await
+    }
+
+    /// Asks until it is given, or patience ends.
+    pub(super) async fn insist<P: Port, T>(
+        &self,
+        port: &P,
+        ask: impl AsyncFn() -> io::Result<T>,
+    ) -> io::Result<T> {
         let until = port.now().after(self.range).min(self.until);
         let mut pause = READ_PAUSE;
         loop {
-            match port.prefetch(map, range.clone()).await {
-                Ok(()) => return Ok(()),
+            match ask().await {
+                Ok(given) => return Ok(given),
                 Err(error) if port.now() >= until => return Err(error),
                 Err(_) => {}
             }
@@ -353,57 +352,25 @@ async fn announce<P: Port>(
         recovery.unheaded(log, number, len);
         return Ok(());
     }
-    // Rare: ask every group of the file. All of them: the latest life is wanted.
-    let mut stamp = None;
+    // Damaged, or a file that was being made: ask every group of it. All of them: the latest life
+    // is wanted.
+    let mut stamp: Option<Stamp> = None;
     let mut at = start;
     while at < bytes.len() {
-        let end = bytes.len().min(at + BLOCK_BYTES);
-        if patience.bring(port, &map, at..end).await.is_err() {
+        let piece = at..bytes.len().min(at + limits::SPOOL_GROUP_BYTES_MAX);
+        at = piece.end;
+        let read = async || read_range(port, &file.file, piece.clone()).await;
+        let Ok(blocks) = patience.insist(port, read).await else {
             recovery.unheaded(log, number, len);
             return Ok(());
-        }
-        let found = elect_stamp(&bytes[at..end]);
-        let newer = found.filter(|f| {
-            stamp.is_none_or(|s: crate::spool::format::Stamp| s.generation < f.generation)
-        });
-        stamp = newer.or(stamp);
-        at = end;
+        };
+        let found = elect_stamp(&blocks);
+        let newer = |found: &Stamp| stamp.is_none_or(|stamp| stamp.generation < found.generation);
+        stamp = found.filter(newer).or(stamp);
     }
     let blank = header.iter().all(|byte| *byte == 0);
     recovery.elected(log, number, stamp, blank, len);
     Ok(())
-}
-
-async fn scan<P: Port>(
-    port: &P,
-    map: &Arc<P::Map>,
-    (log, number): (Log, u32),
-    mut scan: Scan,
-    patience: &Patience,
-    recovery: &mut Recovery,
-) {
-    let bytes = map.bytes();
-    loop {
-        match scan.step(bytes) {
-            Step::Need(range) => {
-                let end = bytes
-                    .len()
-                    .min(range.end.max(range.start + SCAN_WINDOW_BYTES));
-                let window = range.start..end;
-                if port.prefetch(map, window.clone()).await.is_ok() {
-                    scan.grant(window);
-                } else if patience.bring(port, map, range.clone()).await.is_ok() {
-                    scan.grant(range);
-                } else {
-                    recovery.unreadable(log, number, range.start as u32);
-                    scan.unreadable();
-                }
-            }
-            Step::Group(found) if log == Log::State => recovery.state_group(number, &found),
-            Step::Group(found) => recovery.mail_group(number, &found),
-            Step::End => return,
-        }
-    }
 }
 
 #[cfg(test)]

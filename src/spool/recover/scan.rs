@@ -63,28 +63,38 @@ impl Scan {
 
     /// The next group of `file`, all bytes of the segment.
     pub fn step<'a>(&mut self, file: &'a [u8]) -> Step<'a> {
+        self.find(file, 0, file.len())
+    }
+
+    /// The next group of a segment of `len` bytes, of which `granted` holds those of the range that
+    /// was granted last.
+    pub fn step_within<'a>(&mut self, granted: &'a [u8], len: usize) -> Step<'a> {
+        self.find(granted, self.granted.start, len)
+    }
+
+    fn find<'a>(&mut self, bytes: &'a [u8], start: usize, len: usize) -> Step<'a> {
         loop {
             let at = self.at;
             let end = at + BLOCK_BYTES;
-            if end > file.len() {
+            if end > len {
                 return Step::End;
             }
             if !self.may_read(at..end) {
                 return Step::Need(at..end);
             }
-            let group = GroupHeader::decode(&file[at..]).filter(|(h, _)| h.stamp == self.stamp);
-            let Some((header, body_sum)) = group else {
+            let group = GroupHeader::decode(&bytes[at - start..]);
+            let Some((header, body_sum)) = group.filter(|(h, _)| h.stamp == self.stamp) else {
                 self.at = end;
                 continue;
             };
-            let head = at..at.saturating_add(header.head_len as usize).min(file.len());
+            let head = at..at.saturating_add(header.head_len as usize).min(len);
             if !self.may_read(head.clone()) {
                 return Step::Need(head);
             }
             let next = at.saturating_add(header.total_len as usize);
-            let in_place = header.offset as usize == at && next <= file.len();
+            let in_place = header.offset as usize == at && next <= len;
             self.at = if in_place { next } else { end };
-            let head = &file[head];
+            let head = &bytes[head.start - start..head.end - start];
             let whole = header.head_is_whole(body_sum, head);
             // `at` is below the length of a file that a 32-bit offset reaches; a longer file's tail
             // was never written by us.
@@ -170,5 +180,72 @@ impl<'a> Found<'a> {
         records
             .iter()
             .filter_map(|record| StateRecord::decode(record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp {
+        generation: 3,
+        salt: 7,
+    };
+
+    fn file() -> Vec<u8> {
+        let mut file = vec![0; SEGMENT_HEADER_BYTES];
+        for (sequence, head, total) in [(1, 300, 8192), (2, 5000, 65536), (4, 9000, 12288)] {
+            if sequence == 4 {
+                // Something that is no group.
+                file.extend([9; 3 * BLOCK_BYTES]);
+            }
+            let at = file.len();
+            file.resize(at + total, 1);
+            let header = GroupHeader {
+                stamp: STAMP,
+                sequence,
+                offset: at as u32,
+                head_len: head,
+                total_len: total as u32,
+                records: 1,
+                roster: 0,
+                proven: 0,
+                state_proven: 0,
+                next_sequence: 0,
+            };
+            header.seal(&mut file[at..at + head as usize]);
+        }
+        // A file need not end with a block.
+        file.extend([0; 100]);
+        file
+    }
+
+    // What a scan finds does not depend on how much it is given at a time.
+    #[test]
+    fn pieces_show_what_the_whole_shows() {
+        let file = file();
+        let mut scan = Scan::new(STAMP);
+        scan.grant(0..file.len());
+        let mut whole = Vec::new();
+        while let Step::Group(found) = scan.step(&file) {
+            whole.push((found.at, found.head.to_vec(), found.whole));
+        }
+        assert_eq!(whole.len(), 3);
+        assert!(whole.iter().all(|(_, _, sound)| *sound));
+        for more in [0, BLOCK_BYTES, 5 * BLOCK_BYTES] {
+            let mut scan = Scan::new(STAMP);
+            let (mut seen, mut held) = (Vec::new(), 0..0);
+            loop {
+                match scan.step_within(&file[held.clone()], file.len()) {
+                    Step::Need(range) => {
+                        held = range.start..(range.end + more).min(file.len());
+                        scan.grant(held.clone());
+                    }
+                    Step::Group(found) => seen.push((found.at, found.head.to_vec(), found.whole)),
+                    Step::End => break,
+                }
+            }
+            assert_eq!(seen, whole, "{more} bytes more");
+        }
     }
 }
