@@ -449,15 +449,15 @@ pub const SESSION_MEMORY_MIN: usize = 64 << 10;
 /// 10 KiB, a fifth of a second of saturated traffic; beyond it delivery reads the spool.
 pub const FRESH_BYTES_MAX: u64 = 64 << 20;
 
-/// Most entries per shard of which it is remembered that nobody knows whether the site took them;
-/// more are sent again like any other.
-pub const UNANSWERED_MAX: usize = 10_000;
-
 /// From here on mail that waits in memory makes sessions go slower where the processor is short: it
 /// is far more than deliveries have in hand at a time, and what lies longer has left every cache by
 /// the time it is sent. Signing with Ed25519 took 44 us per message with 8 MiB waiting, 52 to 67
 /// with 130.
 pub const FRESH_BYTES_CALM: u64 = 8 << 20;
+
+/// Most entries per shard of which it is remembered that nobody knows whether the site took them;
+/// more are sent again like any other.
+pub const UNANSWERED_MAX: usize = 10_000;
 
 /// Domains whose way a shard remembers: a campaign's usual few hundred thousand cost 20 MiB.
 pub const WAYS_MAX: usize = 200_000;

@@ -227,9 +227,13 @@ fn line_of(pipe: impl Read + Send + 'static, wanted: &'static str, log: &Path) -
     receiver.recv_timeout(READY_WITHIN).ok()
 }
 
-/// An address on which nobody listens now.
+/// A port of 127.0.0.1 on which nobody listens now.
 pub(crate) fn free_address() -> Outcome<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0));
+    free_port([127, 0, 0, 1])
+}
+
+fn free_port(address: [u8; 4]) -> Outcome<SocketAddr> {
+    let listener = TcpListener::bind(SocketAddr::from((address, 0)));
     listener
         .and_then(|listener| listener.local_addr())
         .map_err(failed("a free port"))
@@ -253,10 +257,7 @@ impl Sink {
 
     /// Where a sink can be started later on, for one site.
     pub(crate) fn free_site() -> Outcome<SocketAddr> {
-        let listener = TcpListener::bind(SocketAddr::from((FIRST_SITE, 0)));
-        listener
-            .and_then(|listener| listener.local_addr())
-            .map_err(failed("a free port"))
+        free_port(FIRST_SITE)
     }
 
     /// Starts one whose sites have this address and those behind it, and this port; 0 is any.

@@ -213,9 +213,9 @@ pub struct Dispatch<P: Port> {
     /// What was in hand at a crash and waits for its turn to be tried.
     suspects: RefCell<VecDeque<Transfer>>,
     trying_suspects: Cell<bool>,
+    suspect_changed: Signal,
     /// Entries whose last attempt ended without a reply to their content.
     unanswered: RefCell<HashSet<EntryId>>,
-    suspect_changed: Signal,
     /// One message at a time is made 7-bit.
     conversions: Turns,
 }
@@ -270,8 +270,8 @@ impl<P: Port> Dispatch<P> {
             hands,
             suspects: RefCell::default(),
             trying_suspects: Cell::new(false),
-            unanswered: RefCell::default(),
             suspect_changed: Signal::default(),
+            unanswered: RefCell::default(),
             conversions: Turns::default(),
             port,
         });

@@ -1,14 +1,12 @@
 //! Clocks that jump while mail waits, running and across a restart: nothing expires, nothing is
 //! tried in a storm, everything arrives.
 
-use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, DiskFaults, RunEnd};
-use postrider::engine::{Class, Port};
+use postrider::engine::sim::{CrashKind, DiskFaults};
 use postrider::service::mesh::OperatorRequest;
 
-use super::{Campaign, STEPS_MAX, Scenario};
+use super::{Campaign, Scenario};
 
 const HOUR: i64 = 3_600_000;
 
@@ -37,12 +35,8 @@ fn waiting(seed: u64) -> Campaign {
         jumps: true,
         ..Scenario::calm(seed)
     });
-    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
-        sent.recipients = vec![format!("u-{id}@d0.test")];
-    }
-    let (node, control) = (Rc::clone(&campaign.node), campaign.control.clone());
-    control.spawn(Class::Control, node.supervise(control.clone()));
-    campaign.injector.start(2);
+    campaign.address(|id| vec![format!("u-{id}@d0.test")]);
+    campaign.begin();
     let later = campaign.world.now().after(Duration::from_secs(900));
     campaign.advance(later);
     campaign
@@ -94,14 +88,9 @@ fn play(seed: u64, jump: i64, when: When) {
         "{what}: {attempts} attempts in ten minutes"
     );
     // No hang: when the receiver takes mail, it comes.
-    let done = || campaign.ledger.borrow().missing().is_empty();
-    let end = campaign.world.run_until(later(7_200), STEPS_MAX, done);
-    assert_eq!(
-        end,
-        RunEnd::Reached,
-        "{what}: {:?}",
-        campaign.ledger.borrow().missing()
-    );
+    campaign.until(&what, Duration::from_secs(7_200), || {
+        campaign.ledger.borrow().missing().is_empty()
+    });
     let ledger = campaign.ledger.borrow();
     assert!(ledger.bounces.is_empty(), "{what}: {:?}", ledger.bounces);
     assert_eq!(ledger.violations, Vec::<String>::new(), "{what}");

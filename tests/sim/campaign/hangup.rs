@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use postrider::engine::sim::RunEnd;
-use postrider::engine::{Class, Port};
-
-use super::{Campaign, STEPS_MAX, Scenario};
+use super::{Campaign, Scenario};
 
 const MESSAGES: u64 = 30;
 const SEEDS: u64 = 20;
@@ -25,22 +22,13 @@ fn what_a_site_took_without_a_word_comes_alone_the_next_time() {
             personalities: vec!["accept+connections:1+close:rcpt:35%".to_owned()],
             ..Scenario::calm(seed)
         });
-        let node = std::rc::Rc::clone(&campaign.node);
-        let control = campaign.control.clone();
-        control.spawn(Class::Control, node.supervise(control.clone()));
-        campaign.injector.start(2);
-        let ledger = &campaign.ledger;
-        let done = || {
-            let ledger = ledger.borrow();
-            let mut sent = ledger.sent.values();
-            sent.all(|sent| sent.acknowledged.len() == sent.recipients.len())
-                && ledger.missing().is_empty()
-        };
-        let deadline = campaign.world.now().after(Duration::from_secs(48 * 3_600));
-        let end = campaign.world.run_until(deadline, STEPS_MAX, done);
-        assert_eq!(end, RunEnd::Reached, "seed {seed}");
-        let ledger = ledger.borrow();
-        assert_eq!(ledger.violations, Vec::<String>::new(), "seed {seed}");
+        campaign.begin();
+        campaign.until("all arrived", Duration::from_secs(48 * 3_600), || {
+            let ledger = campaign.ledger.borrow();
+            ledger.is_all_acknowledged() && ledger.missing().is_empty()
+        });
+        campaign.assert_sound();
+        let ledger = campaign.ledger.borrow();
         let copies = ledger.receipts.values().map(|all| all.len() as u64 - 1);
         repeated += copies.sum::<u64>();
     }

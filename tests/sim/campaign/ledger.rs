@@ -94,6 +94,12 @@ impl Ledger {
         self.violations.push(text);
     }
 
+    /// Whether every message was acknowledged for all its recipients.
+    pub(crate) fn is_all_acknowledged(&self) -> bool {
+        let mut sent = self.sent.values();
+        sent.all(|sent| sent.acknowledged.len() == sent.recipients.len())
+    }
+
     /// A receiver has a whole message: checks it and notes it. Returns the keys noted.
     pub(crate) fn receive(
         &mut self,

@@ -288,12 +288,7 @@ impl Campaign {
     }
 
     fn run(self) -> Report {
-        let node = Rc::clone(&self.node);
-        self.control
-            .spawn(Class::Control, node.supervise(self.control.clone()));
-        self.injector.start(self.scenario.sessions);
-        let crashes = Rc::clone(&self.ledger);
-        note_crashes(&self.control, &self.node.host, crashes);
+        self.begin();
         let trouble = Trouble {
             port: self.control.clone(),
             host: self.node.host.clone(),
@@ -321,6 +316,38 @@ impl Campaign {
             crashes: self.node.host.crashes(),
             steps: self.world.steps(),
         }
+    }
+
+    /// Starts the node and those who send to it.
+    fn begin(&self) {
+        let node = Rc::clone(&self.node);
+        self.control
+            .spawn(Class::Control, node.supervise(self.control.clone()));
+        self.injector.start(self.scenario.sessions);
+        let crashes = Rc::clone(&self.ledger);
+        note_crashes(&self.control, &self.node.host, crashes);
+    }
+
+    /// Says who gets each message.
+    fn address(&self, recipients: impl Fn(u64) -> Vec<String>) {
+        for (id, sent) in &mut self.ledger.borrow_mut().sent {
+            sent.recipients = recipients(*id);
+        }
+    }
+
+    /// Runs until `done`, which must come within `limit`.
+    fn until(&self, what: &str, limit: Duration, done: impl FnMut() -> bool) {
+        let deadline = self.world.now().after(limit);
+        let end = self.world.run_until(deadline, STEPS_MAX, done);
+        let (seed, missing) = (self.scenario.seed, self.ledger.borrow().missing());
+        assert_eq!(end, RunEnd::Reached, "seed {seed}: {what}, {missing:?}");
+    }
+
+    /// Nothing happened that must not.
+    fn assert_sound(&self) {
+        let ledger = self.ledger.borrow();
+        let seed = self.scenario.seed;
+        assert_eq!(ledger.violations, Vec::<String>::new(), "seed {seed}");
     }
 
     fn advance(&self, until: Mono) {

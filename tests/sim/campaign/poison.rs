@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, Poison, RunEnd};
+use postrider::engine::sim::{CrashKind, Poison};
 use postrider::engine::{Class, Port};
 use postrider::service::mesh::{OperatorRequest, ShardMessage};
 use postrider::service::spooler::Listed;
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::ledger::marker;
 use super::node::mark_crashed;
-use super::{Campaign, STEPS_MAX, Scenario, note_crashes};
+use super::{Campaign, Scenario};
 
 /// The one that nobody survives.
 const BAD: u64 = 5;
@@ -30,38 +30,22 @@ fn campaign(seed: u64) -> Campaign {
         ..Scenario::calm(seed)
     });
     // Everybody's domain is there, so that every message reaches a receiver.
-    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
-        sent.recipients = vec![format!("u-{id}@d0.test")];
-    }
+    campaign.address(|id| vec![format!("u-{id}@d0.test")]);
     let host = &campaign.node.host;
     let (in_hand, shards) = (Rc::clone(&campaign.node.in_hand), campaign.node.shards);
     host.survive_panics(move || mark_crashed(&in_hand, shards));
-    let node = Rc::clone(&campaign.node);
-    let control = campaign.control.clone();
-    control.spawn(Class::Control, node.supervise(control.clone()));
-    note_crashes(&control, host, Rc::clone(&campaign.ledger));
-    campaign.injector.start(campaign.scenario.sessions);
+    campaign.begin();
     campaign
 }
 
 impl Campaign {
     /// Runs until all that was acknowledged has arrived, but for the bad one where `without`.
     fn settle(&self, without: bool) {
-        let done = || {
-            let ledger = self.ledger.borrow();
-            let missing = ledger.missing();
+        self.until("settled", Duration::from_secs(7_200), || {
+            let missing = self.ledger.borrow().missing();
             // What a crash left without an answer is not sent again.
             self.injector.open.get() == 0 && missing.iter().all(|(id, _)| without && *id == BAD)
-        };
-        let deadline = self.world.now().after(Duration::from_secs(7_200));
-        let end = self.world.run_until(deadline, STEPS_MAX, done);
-        let missing = self.ledger.borrow().missing();
-        assert_eq!(
-            end,
-            RunEnd::Reached,
-            "seed {}: {missing:?}",
-            self.scenario.seed
-        );
+        });
     }
 
     /// Asks every shard and waits for the answers.
@@ -81,12 +65,9 @@ impl Campaign {
                 answers.borrow_mut().extend(answer);
             });
         }
-        let all = || answers.borrow().len() == mesh.len();
-        let deadline = self.world.now().after(Duration::from_secs(600));
-        assert_eq!(
-            self.world.run_until(deadline, STEPS_MAX, all),
-            RunEnd::Reached
-        );
+        self.until("answered", Duration::from_secs(600), || {
+            answers.borrow().len() == mesh.len()
+        });
         answers.take()
     }
 
@@ -141,18 +122,13 @@ impl Campaign {
         let (reply, mut answer) = oneshot::channel();
         let letter = ShardMessage::Operator(OperatorRequest::Release { id, reply });
         assert!(mesh[spool].try_send(letter).is_ok());
-        let answered = || answer.try_recv().is_ok_and(|answer| answer.is_ok());
-        let deadline = self.world.now().after(Duration::from_secs(600));
-        let end = self.world.run_until(deadline, STEPS_MAX, answered);
-        assert_eq!(end, RunEnd::Reached, "seed {seed}: not released");
+        self.until("released", Duration::from_secs(600), || {
+            answer.try_recv().is_ok_and(|answer| answer.is_ok())
+        });
         self.settle(false);
         assert!(self.quarantined().is_empty());
         self.ledger.borrow_mut().judge();
-        assert_eq!(
-            self.ledger.borrow().violations,
-            Vec::<String>::new(),
-            "seed {seed}"
-        );
+        self.assert_sound();
     }
 }
 
@@ -188,24 +164,15 @@ fn what_one_shard_condemns_no_other_tries() {
             personalities: vec!["accept".to_owned(), "accept+delay:20000ms".to_owned()],
             ..Scenario::calm(seed)
         });
-        for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
-            let both = [format!("u-{id}@d0.test"), format!("u-{id}@d1.test")];
-            sent.recipients = both.to_vec();
-        }
+        campaign.address(|id| vec![format!("u-{id}@d0.test"), format!("u-{id}@d1.test")]);
         let host = &campaign.node.host;
         host.survive_panics(|| panic!("the process ends"));
         host.poison(marker(seed, bad).as_bytes(), Poison::Panic);
-        let node = Rc::clone(&campaign.node);
-        let control = campaign.control.clone();
-        control.spawn(Class::Control, node.supervise(control.clone()));
-        campaign.injector.start(campaign.scenario.sessions);
-        let done = || {
+        campaign.begin();
+        campaign.until("settled", Duration::from_secs(7_200), || {
             let missing = campaign.ledger.borrow().missing();
             campaign.injector.open.get() == 0 && missing.iter().all(|(id, _)| *id == bad)
-        };
-        let deadline = campaign.world.now().after(Duration::from_secs(7_200));
-        let end = campaign.world.run_until(deadline, STEPS_MAX, done);
-        assert_eq!(end, RunEnd::Reached, "seed {seed}");
+        });
         let found = campaign.await_quarantine();
         campaign.advance(campaign.world.now().after(Duration::from_secs(600)));
         assert_eq!((found.len(), found[0].waiting), (1, 2), "seed {seed}");

@@ -33,9 +33,7 @@ fn scenario(seed: u64, sessions: u64, messages: u64) -> Scenario {
 /// A campaign whose mail is all for the one receiver.
 fn campaign(seed: u64, sessions: u64, messages: u64) -> Campaign {
     let campaign = Campaign::new(scenario(seed, sessions, messages));
-    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
-        sent.recipients = vec![format!("u{id}@d0.test")];
-    }
+    campaign.address(|id| vec![format!("u{id}@d0.test")]);
     campaign
 }
 
@@ -47,10 +45,7 @@ struct Peak {
 
 /// Runs until all mail is where it belongs.
 fn run(campaign: &Campaign) -> Peak {
-    let node = Rc::clone(&campaign.node);
-    let control = &campaign.control;
-    control.spawn(Class::Control, node.supervise(control.clone()));
-    campaign.injector.start(campaign.scenario.sessions);
+    campaign.begin();
     let shards = Rc::new(Cell::new([0; 2]));
     watch(campaign, &shards);
     let receiver = Cell::new(0);
@@ -62,8 +57,7 @@ fn run(campaign: &Campaign) -> Peak {
     let end = campaign.world.run_until(deadline, STEPS_MAX, all);
     assert_eq!(end, RunEnd::Reached, "{}", campaign.describe_node());
     campaign.ledger.borrow_mut().judge();
-    let violations = campaign.ledger.borrow().violations.clone();
-    assert!(violations.is_empty(), "{violations:?}");
+    campaign.assert_sound();
     Peak {
         receiver: receiver.get(),
         shards: shards.get(),

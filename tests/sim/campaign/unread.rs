@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider::engine::sim::{CrashKind, DiskFaults, RunEnd};
-use postrider::engine::{Class, Port};
+use postrider::engine::Port;
+use postrider::engine::sim::{CrashKind, DiskFaults};
 use postrider::service::mesh::OperatorRequest;
 use postrider::spool::Alarm;
 
 use super::node::DATA;
-use super::{Campaign, STEPS_MAX, Scenario, note_crashes};
+use super::{Campaign, Scenario};
 
 const MESSAGES: u64 = 12;
 
@@ -32,29 +32,15 @@ fn campaign(seed: u64, expire: Duration) -> Campaign {
         personalities: vec!["accept".to_owned(), "accept+greylist:3600s".to_owned()],
         ..Scenario::calm(seed)
     });
-    for (id, sent) in &mut campaign.ledger.borrow_mut().sent {
-        sent.recipients = vec![format!("u{id}@d0.test"), format!("u{id}@d1.test")];
-    }
+    campaign.address(|id| vec![format!("u{id}@d0.test"), format!("u{id}@d1.test")]);
     let node = Rc::get_mut(&mut campaign.node).expect("nobody else has it yet");
     let snapshot = Arc::get_mut(&mut node.snapshot).expect("nobody else has it yet");
     snapshot.delivery.expire = expire;
-    let node = Rc::clone(&campaign.node);
-    let control = campaign.control.clone();
-    control.spawn(Class::Control, node.supervise(control.clone()));
-    let crashes = Rc::clone(&campaign.ledger);
-    note_crashes(&control, &campaign.node.host, crashes);
-    campaign.injector.start(campaign.scenario.sessions);
+    campaign.begin();
     campaign
 }
 
 impl Campaign {
-    fn until(&self, what: &str, limit: Duration, done: impl FnMut() -> bool) {
-        let deadline = self.world.now().after(limit);
-        let end = self.world.run_until(deadline, STEPS_MAX, done);
-        let seed = self.scenario.seed;
-        assert_eq!(end, RunEnd::Reached, "seed {seed}: {what}");
-    }
-
     /// Nothing of the state logs can be read for a while.
     fn hide_settlements(&self) {
         let host = &self.node.host;
@@ -115,10 +101,9 @@ fn who_was_settled_stays_so_when_that_is_read_late() {
             campaign.ledger.borrow().missing().is_empty()
         });
         campaign.advance(campaign.world.now().after(Duration::from_secs(600)));
-        let mut ledger = campaign.ledger.borrow_mut();
-        ledger.judge();
-        assert_eq!(ledger.violations, Vec::<String>::new(), "seed {seed}");
-        assert!(ledger.bounces.is_empty(), "seed {seed}");
+        campaign.ledger.borrow_mut().judge();
+        campaign.assert_sound();
+        assert!(campaign.ledger.borrow().bounces.is_empty(), "seed {seed}");
     }
 }
 
