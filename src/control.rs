@@ -558,6 +558,7 @@ fn shard_status((shard, figures): (u16, &Figures)) -> ShardStatus {
         ready: figures.ready,
         deferred: figures.deferred,
         in_flight: figures.in_flight,
+        restoring: figures.restoring,
         counters: Counters {
             sessions_total: figures.sessions_total,
             sessions_refused: figures.sessions_refused,

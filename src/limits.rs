@@ -480,6 +480,9 @@ pub const SPOOL_REMOVE_PAUSE: Duration = Duration::from_secs(1);
 /// work, so that mail coming in meanwhile does not wait for it.
 pub const RESTORE_PORTION: usize = 64;
 
+/// Messages whose heads are asked for together before that.
+pub const RESTORE_FETCHED: u32 = 512;
+
 /// How long a drain waits for sessions and deliveries in hand: systemd kills after 90 s by default.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(20);
 

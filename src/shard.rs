@@ -3,6 +3,7 @@
 //! Everything here lives on one thread and is reached from others only through its mailbox. Generic
 //! over the port, so that the simulator boots the very same shard.
 
+use std::cell::Cell;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -197,7 +198,7 @@ impl<P: Port> Shard<P> {
             cursors,
             sessions,
             sockets,
-            ..
+            queued,
         } = self;
         let listeners: Rc<[Rc<Listener>]> = (0..plan.snapshot.listeners.len())
             .map(|number| Rc::new(settings::listener(&plan.snapshot, number, plan.shards)))
@@ -215,8 +216,10 @@ impl<P: Port> Shard<P> {
                 ),
             );
         }
+        let restoring = Rc::new(Cell::new(queued));
         for ((_, spool), cursor) in spools.iter().zip(cursors) {
-            let load = restore(Rc::clone(&dispatch), spool.clone(), cursor);
+            let left = Rc::clone(&restoring);
+            let load = restore(Rc::clone(&dispatch), spool.clone(), cursor, left);
             port.spawn(Class::Background, load);
         }
         let keeper = Rc::clone(&dispatch);
@@ -234,6 +237,7 @@ impl<P: Port> Shard<P> {
             spools: spools.clone(),
             sessions: Rc::clone(&sessions),
             listeners,
+            restoring,
             drain: drained.clone(),
         };
         port.spawn(Class::Control, office.read_letters(letters));
@@ -257,17 +261,35 @@ fn guests_max(plan: &Plan) -> u32 {
 }
 
 /// Gives the brain what recovery found, a portion per turn, so that new mail is accepted meanwhile.
-async fn restore<P: Port>(dispatch: Rc<Dispatch<P>>, spool: Spooler<P>, mut cursor: LoadCursor) {
+/// `left` is what is still to come, of all spools.
+async fn restore<P: Port>(
+    dispatch: Rc<Dispatch<P>>,
+    spool: Spooler<P>,
+    mut cursor: LoadCursor,
+    left: Rc<Cell<u64>>,
+) {
+    // Some of it may turn out to be damaged, or come later.
+    let mut mine = cursor.messages();
+    let mut came = |messages: u64| {
+        let messages = messages.min(mine);
+        mine -= messages;
+        left.set(left.get().saturating_sub(messages));
+        mine
+    };
     loop {
         let portion = spool.load(&mut cursor, limits::RESTORE_PORTION).await;
         if portion.is_empty() {
             break;
         }
+        let messages = portion.len() as u64;
         for loaded in portion {
             dispatch.restore(loaded);
         }
+        came(messages);
         yield_now().await;
     }
+    let missing = came(0);
+    came(missing);
     loop {
         for loaded in spool.load_late(limits::RESTORE_PORTION).await {
             dispatch.restore(loaded);
@@ -307,6 +329,8 @@ struct Office<P: Port> {
     spools: Vec<(u16, Spooler<P>)>,
     sessions: Rc<Sessions>,
     listeners: Rc<[Rc<Listener>]>,
+    /// Messages that recovery found and the brain does not have yet.
+    restoring: Rc<Cell<u64>>,
     drain: Signal,
 }
 
@@ -401,6 +425,7 @@ impl<P: Port> Office<P> {
             sessions_total,
             sessions_refused,
             sessions_moved: self.sessions.moved(),
+            restoring: self.restoring.get(),
             ..self.dispatch.figures()
         }
     }

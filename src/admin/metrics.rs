@@ -5,7 +5,7 @@ use super::status::{NodeStatus, ShardStatus, SpoolShardStatus};
 /// A name, its type and meaning, and how to read it off a shard.
 type Gauge<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const SHARD_GAUGES: [Gauge<ShardStatus>; 6] = [
+const SHARD_GAUGES: [Gauge<ShardStatus>; 7] = [
     ("sessions", "Inbound connections open now.", |shard| {
         shard.sessions
     }),
@@ -25,6 +25,11 @@ const SHARD_GAUGES: [Gauge<ShardStatus>; 6] = [
     ("entries_in_flight", "Entries being sent now.", |shard| {
         shard.in_flight
     }),
+    (
+        "messages_restoring",
+        "Messages that were found at the start and are not in the queue yet.",
+        |shard| shard.restoring,
+    ),
     (
         "dkim_alarms",
         "Alarms of the signer: wrong signatures were made (and replaced), or none could be.",

@@ -41,6 +41,9 @@ pub struct ShardStatus {
     pub deferred: u64,
     /// Entries being sent now.
     pub in_flight: u64,
+    /// Messages that were found at the start and are not in the queue yet.
+    #[serde(default)]
+    pub restoring: u64,
     /// What it has done.
     #[serde(flatten)]
     pub counters: Counters,

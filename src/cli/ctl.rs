@@ -274,6 +274,7 @@ fn show_status(status: &NodeStatus) -> String {
         sum.ready += shard.ready;
         sum.deferred += shard.deferred;
         sum.in_flight += shard.in_flight;
+        sum.restoring += shard.restoring;
         sum.counters.add(&shard.counters);
     }
     let mut rows = vec![row([
@@ -304,8 +305,12 @@ fn show_status(status: &NodeStatus) -> String {
     );
     rows.push(line("all".to_owned(), &sum));
     let draining = if status.draining { ", draining" } else { "" };
+    let restoring = match sum.restoring {
+        0 => String::new(),
+        messages => format!(", {messages} messages not in the queue yet"),
+    };
     format!(
-        "{} {}, pid {}, up {} s{draining}\n\n{}\n{}",
+        "{} {}, pid {}, up {} s{draining}{restoring}\n\n{}\n{}",
         status.hostname,
         status.version,
         status.pid,

@@ -219,6 +219,8 @@ pub struct Figures {
     pub deferred: u64,
     /// Entries in the hands of connections.
     pub in_flight: u64,
+    /// Messages of an earlier life that the queue does not have yet.
+    pub restoring: u64,
     /// Totals of the sessions: accepted, and turned away.
     pub sessions_total: u64,
     /// Connections turned away because of a limit.

@@ -127,6 +127,17 @@ pub struct Recovered {
 pub struct LoadCursor {
     segments: Vec<(u32, u32)>,
     next: u32,
+    /// Slots of the segment whose heads have been asked for.
+    fetched: u32,
+    messages: u64,
+}
+
+impl LoadCursor {
+    /// Messages that recovery found waiting: at most as many are loaded.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
 }
 
 /// A message of an earlier life of the process, with the envelope that the queue needs.
@@ -303,7 +314,12 @@ impl<P: Port> Spooler<P> {
         });
         inner.count_asides();
         let spooler = Self(inner);
-        let mut cursor = LoadCursor { segments, next: 0 };
+        let mut cursor = LoadCursor {
+            segments,
+            next: 0,
+            fetched: 0,
+            messages: queued_messages,
+        };
         cursor.segments.reverse();
         if queued_messages == 0 {
             cursor.segments.clear();
@@ -415,8 +431,13 @@ impl<P: Port> Spooler<P> {
             };
             if cursor.next == slots {
                 cursor.segments.pop();
-                cursor.next = 0;
+                (cursor.next, cursor.fetched) = (0, 0);
                 continue;
+            }
+            if cursor.next >= cursor.fetched {
+                let end = slots.min(cursor.next + limits::RESTORE_FETCHED);
+                self.0.fetch_heads(segment, cursor.next..end).await;
+                cursor.fetched = end;
             }
             let waiting = self.0.core.borrow_mut().load_at(segment, cursor.next);
             cursor.next += 1;

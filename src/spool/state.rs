@@ -515,11 +515,14 @@ impl Spool {
     /// What to do next; `None` when there is nothing until [`Spool::wake_at`] or the next answer.
     pub fn poll(&mut self, now: Mono) -> Option<Action> {
         if self.actions.is_empty() {
-            self.make_spares(now);
+            self.advance_reclaim();
+            // What is spent serves again before more is made: a start finds some.
+            if self.actions.is_empty() {
+                self.make_spares(now);
+            }
             self.seal_mail();
             self.advance_large();
             self.seal_state(now);
-            self.advance_reclaim();
             self.advance_checkpoint(now);
             self.advance_close(now);
         }

@@ -102,10 +102,10 @@ impl Life {
         status(&self.directory.join("admin.sock"))
     }
 
-    /// Recipients that wait or are being sent.
+    /// Recipients that wait or are being sent, and messages that the queue does not have yet.
     pub(crate) fn waiting(&self) -> u64 {
         let status = self.status();
-        let names = ["ready", "deferred", "in_flight"];
+        let names = ["ready", "deferred", "in_flight", "restoring"];
         names
             .iter()
             .map(|name| crate::books::total(&status, name))

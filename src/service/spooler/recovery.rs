@@ -14,7 +14,7 @@ use crate::spool::recover::{Recovery, elect_stamp};
 use crate::spool::{RecoveryReport, Spool, SpoolConfig};
 use crate::time::Mono;
 
-use super::heads::{read_range, scan_all};
+use super::heads::{is_blank, read_range, scan_all};
 use super::{RELEASE_RETRY, SpoolError, SpoolerConfig};
 
 /// How often the rewriting of a last group is tried again before the spool does not open.
@@ -54,13 +54,18 @@ pub(super) async fn recover<P: Port>(
     let held: u64 = listed.iter().map(|file| file.len).sum();
     let mut recovery = Recovery::new(sizes(config, free.saturating_add(held), port.random()));
     let patience = Patience::for_log(port, Log::State);
-    for file in &listed {
-        announce(port, config, file, &patience, &mut recovery).await?;
+    let mut files = HashMap::new();
+    for found in listed {
+        let blank = announce(port, config, &found, &patience, &mut recovery).await?;
+        // Each crash leaves some behind, and those of many would fill the disk.
+        if blank && port.remove(&found.path).await.is_ok() {
+            continue;
+        }
+        if blank {
+            recovery.elected(found.log, found.number, None, true, found.len);
+        }
+        files.insert((found.log, found.number), found.file);
     }
-    let files: HashMap<(Log, u32), P::File> = listed
-        .into_iter()
-        .map(|f| ((f.log, f.number), f.file))
-        .collect();
     let mut patience = patience;
     for log in [Log::State, Log::Message] {
         scan_all(port, log, &files, &patience, &mut recovery).await;
@@ -306,19 +311,18 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
     }
 }
 
-/// Reads the header of a file and tells recovery.
+/// Reads the header of a file and tells recovery, unless the file is blank: a crash came when it
+/// was being made. Says whether it is.
 async fn announce<P: Port>(
     port: &P,
     config: &SpoolerConfig,
     file: &FoundFile<P>,
     patience: &Patience,
     recovery: &mut Recovery,
-) -> Result<(), SpoolError> {
+) -> Result<bool, SpoolError> {
     let (log, number, len) = (file.log, file.number, file.len);
     if len == 0 {
-        // A crash left it when it was being made.
-        recovery.elected(log, number, None, true, len);
-        return Ok(());
+        return Ok(true);
     }
     let map = port
         .map(&file.file)
@@ -346,14 +350,16 @@ async fn announce<P: Port>(
         HeaderRead::Known(_) | HeaderRead::Damaged => {}
     }
     if recovery.file(log, number, header, len).is_some() {
-        return Ok(());
+        return Ok(false);
     }
     if given == 0 || withheld > 0 {
         recovery.unheaded(log, number, len);
-        return Ok(());
+        return Ok(false);
     }
-    // Damaged, or a file that was being made: ask every group of it. All of them: the latest life
-    // is wanted.
+    if is_blank(port, &file.file, 0).await {
+        return Ok(true);
+    }
+    // Rare: ask every group of the file. All of them: the latest life is wanted.
     let mut stamp: Option<Stamp> = None;
     let mut at = start;
     while at < bytes.len() {
@@ -362,7 +368,7 @@ async fn announce<P: Port>(
         let read = async || read_range(port, &file.file, piece.clone()).await;
         let Ok(blocks) = patience.insist(port, read).await else {
             recovery.unheaded(log, number, len);
-            return Ok(());
+            return Ok(false);
         };
         let found = elect_stamp(&blocks);
         let newer = |found: &Stamp| stamp.is_none_or(|stamp| stamp.generation < found.generation);
@@ -370,7 +376,7 @@ async fn announce<P: Port>(
     }
     let blank = header.iter().all(|byte| *byte == 0);
     recovery.elected(log, number, stamp, blank, len);
-    Ok(())
+    Ok(false)
 }
 
 #[cfg(test)]

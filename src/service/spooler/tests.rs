@@ -557,6 +557,37 @@ fn rotten_originals_are_replaced_by_their_copies() {
     assert!(replaced > 100, "{replaced} replaced");
 }
 
+// A node that crashes soon after each start leaves files behind that it was making. They are gone
+// at the next start, or the disk would fill, and each start take longer.
+#[test]
+fn crashes_leave_no_files_behind() {
+    let world = SimWorld::new(1, SimOptions::calm());
+    let host = world.host("mta");
+    host.make_directory(&config().directory);
+    for life in 0..20 {
+        to_the_end(&world, &host, async move |port| {
+            let (spooler, recovered) = Spooler::open(port.clone(), config()).await.expect("opens");
+            assert_eq!(recovered.report.damage, [], "life {life}");
+            store(&spooler, &text_of(life)).await;
+            port.sleep_until(port.now().after(Duration::from_millis(10)))
+                .await;
+        });
+        host.crash(CrashKind::Kill);
+    }
+    let waiting = to_the_end(&world, &host, async move |port| {
+        let (_, recovered) = Spooler::open(port.clone(), config()).await.expect("opens");
+        recovered.queued_messages
+    });
+    assert_eq!(waiting, 20);
+    let files = host.port().list(&config().directory).expect("it is there");
+    // Each life has a segment of its own in each log, and the state log is compacted later.
+    let mail = files.iter().filter(|name| name.starts_with("mail-"));
+    assert!(
+        mail.count() < 20 + 5 && files.len() < 20 * 3 + 10,
+        "{files:?}"
+    );
+}
+
 /// One life that takes over what waits, and releases `old` until it is not in quarantine any more.
 /// `sent` is all that it could send.
 async fn releasing(
