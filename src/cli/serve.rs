@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::Failure;
 use crate::config::Snapshot;
+use crate::engine::huge_pages_for_the_asking;
 use crate::node::{Node, NodeError};
 
 /// Runs a node until SIGTERM or SIGINT. A second signal ends the process at once, which the spool
@@ -85,9 +86,11 @@ fn name_absent_sources(snapshot: &Snapshot) {
 
 /// Keeps the kernel from backing the heap with huge pages: they make slack between growing tables
 /// resident (10,000 idle connections, then larger: 2,428 bytes each with them, 1,425 without) and
-/// the cost per message is the same (36 us both, four round trips in, DATA out).
+/// the cost per message is the same (36 us both, four round trips in, DATA out). What the spool
+/// writes from asks for them, and has them where the kernel can make that difference (6.18).
 fn small_pages() {
-    if let Err(errno) = nix::sys::prctl::set_thp_disable(true) {
+    let done = huge_pages_for_the_asking().or_else(|_| nix::sys::prctl::set_thp_disable(true));
+    if let Err(errno) = done {
         tracing::debug!(%errno, "cannot turn huge pages off for this process");
     }
 }

@@ -15,7 +15,7 @@ pub use port::{
     Class, Map, Moving, NetError, OpenMode, Port, RemoteWaker, Signal, Stream, Usage, yield_now,
 };
 pub use sys::blanks;
-pub use sys::block::Block;
+pub use sys::block::{Block, huge_pages_for_the_asking};
 pub use sys::ifma;
 pub use sys::map::FileMap;
 pub use sys::shared::{CrashWatch, SharedWords, Words};

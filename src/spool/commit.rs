@@ -256,12 +256,16 @@ impl BlockPool {
         if len > limits::SPOOL_GROUP_BYTES_MAX {
             return Block::zeroed(len);
         }
-        let mut block = self
-            .blocks
-            .pop()
-            .unwrap_or_else(|| Block::zeroed(limits::SPOOL_GROUP_BYTES_MAX));
-        block.set_len(len);
-        block
+        if self.blocks.is_empty() {
+            self.blocks = Block::together(limits::SPOOL_GROUP_BYTES_MAX);
+        }
+        match self.blocks.pop() {
+            Some(mut block) => {
+                block.set_len(len);
+                block
+            }
+            None => Block::zeroed(len),
+        }
     }
 
     /// Takes a block back.

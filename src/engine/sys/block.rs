@@ -7,6 +7,12 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapMut};
+
+/// The size of a huge page here, and what it is a multiple of.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The alignment and granularity of the spool's disk writes, in bytes.
 pub const BLOCK_ALIGN: usize = 4096;
@@ -16,9 +22,11 @@ pub struct Block {
     start: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// The memory that it is a part of; without, it has an allocation of its own.
+    within: Option<Arc<MmapMut>>,
 }
 
-// SAFETY: a Block owns its memory alone, as a Box<[u8]> does.
+// SAFETY: a Block owns its memory alone, as a Box<[u8]> does; of a shared map, its part of it.
 // JUSTIFICATION: blocks are filled on one thread and may be freed by another at shutdown.
 unsafe impl Send for Block {}
 // SAFETY: shared access only reads.
@@ -43,7 +51,37 @@ impl Block {
             start,
             len,
             capacity: len,
+            within: None,
         }
+    }
+
+    /// Blocks of `len` bytes that fill one huge page, where the kernel gives one for the asking: it
+    /// looks up each page of a write past its cache, which costs 0.3 to 0.5 us per message of
+    /// 10 KiB in pages of 4 KiB. Where there is no memory, or `len` is no part of a huge page, one
+    /// of the usual kind.
+    #[must_use]
+    pub fn together(len: usize) -> Vec<Self> {
+        let fits = len >= BLOCK_ALIGN && HUGE_PAGE.is_multiple_of(len);
+        // A huge page begins at a multiple of its size.
+        let map = fits.then(|| MmapMut::map_anon(2 * HUGE_PAGE));
+        let Some(Ok(mut map)) = map else {
+            return vec![Self::zeroed(len)];
+        };
+        // Without huge pages it serves as well.
+        drop(map.advise(Advice::HugePage));
+        let lead = map.as_ptr().align_offset(HUGE_PAGE);
+        let parts: Vec<_> = map[lead..lead + HUGE_PAGE]
+            .chunks_exact_mut(len)
+            .map(NonNull::from)
+            .collect();
+        let map = Arc::new(map);
+        let block = |part: NonNull<[u8]>| Self {
+            start: part.cast(),
+            len,
+            capacity: len,
+            within: Some(Arc::clone(&map)),
+        };
+        parts.into_iter().map(block).collect()
     }
 
     /// Bytes that the block can hold.
@@ -91,6 +129,9 @@ impl DerefMut for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.within.is_some() {
+            return;
+        }
         // SAFETY: allocated in zeroed() with the same layout, freed once.
         // JUSTIFICATION: the allocation was made by hand, see zeroed().
         unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
@@ -103,9 +144,42 @@ impl std::fmt::Debug for Block {
     }
 }
 
+/// Lets this process have huge pages only where it asks for them.
+///
+/// # Errors
+/// The kernel is older than 6.18 and knows all or none.
+pub fn huge_pages_for_the_asking() -> nix::Result<()> {
+    /// PR_THP_DISABLE_EXCEPT_ADVISED of linux/prctl.h.
+    const EXCEPT_ADVISED: libc::c_ulong = 1 << 1;
+    let (on, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: the call takes numbers alone and changes how later page faults are served.
+    // JUSTIFICATION: nix passes no flags with PR_SET_THP_DISABLE.
+    let done = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, EXCEPT_ADVISED, none, none) };
+    nix::errno::Errno::result(done).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{BLOCK_ALIGN, Block};
+    use super::{BLOCK_ALIGN, Block, HUGE_PAGE};
+
+    // Parts of a huge page do not overlap, and live as long as any of them.
+    #[test]
+    fn blocks_lie_together() {
+        let mut blocks = Block::together(1 << 20);
+        assert_eq!(blocks.len(), HUGE_PAGE >> 20);
+        for (block, mark) in blocks.iter_mut().zip(1..) {
+            assert!(block.iter().all(|byte| *byte == 0));
+            assert_eq!(
+                (block.len(), block.as_ptr().align_offset(1 << 20)),
+                (1 << 20, 0)
+            );
+            block.fill(mark);
+        }
+        let last = blocks.pop();
+        drop(blocks);
+        assert!(last.is_some_and(|last| last.iter().all(|byte| *byte == 2)));
+        assert_eq!(Block::together(3 * BLOCK_ALIGN).len(), 1);
+    }
 
     // A shorter length hides bytes and a longer one shows them again, within the capacity.
     #[test]

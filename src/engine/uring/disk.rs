@@ -133,7 +133,10 @@ pub(super) async fn allocate(core: &Rc<Core>, file: &UringFile, len: u64) -> io:
 /// Writes the first portion of a range with zeros, and says where it ends.
 pub(super) async fn zero(core: &Rc<Core>, file: &UringFile, range: Range<u64>) -> io::Result<u64> {
     thread_local! {
-        static ZEROS: Rc<Block> = Rc::new(Block::zeroed(PREWRITE_BYTES as usize));
+        static ZEROS: Rc<Block> = {
+            let size = PREWRITE_BYTES as usize;
+            Rc::new(Block::together(size).pop().unwrap_or_else(|| Block::zeroed(size)))
+        };
     }
     let left = range.end.saturating_sub(range.start);
     let part = u32::try_from(left).unwrap_or(u32::MAX).min(PREWRITE_BYTES);
