@@ -39,8 +39,8 @@ use crate::message::{Content, Envelope, MessageId};
 use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
-    Action, Alarm, AppendError, Completion, Extent, Outcome, Queued, ReadError, RecoveryReport,
-    Settlement, SettlementKind, Spool, SpoolStatus, Stored, Waiting,
+    Action, Alarm, AppendError, Completion, Extent, Outcome, ReadError, RecoveryReport, Settlement,
+    SettlementKind, Spool, SpoolStatus, Stored,
 };
 use crate::time::{Mono, Wall};
 
@@ -50,12 +50,14 @@ use self::reads::Reads;
 mod copy;
 mod heads;
 mod late;
+mod load;
 mod quarantine;
 mod read;
 mod reads;
 mod recovery;
 mod release;
 
+pub use self::load::{LoadCursor, Loaded};
 pub use self::quarantine::{Listed, ReleaseError};
 use self::recovery::recover;
 pub use self::release::Released;
@@ -120,33 +122,6 @@ pub struct Recovered {
     pub report: RecoveryReport,
     /// Where [`Spooler::load`] starts.
     pub cursor: LoadCursor,
-}
-
-/// How far [`Spooler::load`] got.
-#[derive(Debug)]
-pub struct LoadCursor {
-    segments: Vec<(u32, u32)>,
-    next: u32,
-    /// Slots of the segment whose heads have been asked for.
-    fetched: u32,
-    messages: u64,
-}
-
-impl LoadCursor {
-    /// Messages that recovery found waiting: at most as many are loaded.
-    #[must_use]
-    pub fn messages(&self) -> u64 {
-        self.messages
-    }
-}
-
-/// A message of an earlier life of the process, with the envelope that the queue needs.
-#[derive(Debug)]
-pub struct Loaded {
-    /// Id, place and waiting recipients.
-    pub queued: Queued,
-    /// Who it is for.
-    pub envelope: Envelope,
 }
 
 /// A message out of the spool, verified.
@@ -314,15 +289,8 @@ impl<P: Port> Spooler<P> {
         });
         inner.count_asides();
         let spooler = Self(inner);
-        let mut cursor = LoadCursor {
-            segments,
-            next: 0,
-            fetched: 0,
-            messages: queued_messages,
-        };
-        cursor.segments.reverse();
+        let cursor = LoadCursor::new(segments, queued_messages);
         if queued_messages == 0 {
-            cursor.segments.clear();
             spooler.0.core.borrow_mut().enable_reclaim();
         }
         let driver = spooler.clone();
@@ -417,79 +385,6 @@ impl<P: Port> Spooler<P> {
                 }
             }
         }
-    }
-
-    /// The next messages that recovery found, at most `max`; empty at the end, and only there.
-    /// Reads envelopes only. Segments are not emptied before the end is reached.
-    pub async fn load(&self, cursor: &mut LoadCursor, max: usize) -> Vec<Loaded> {
-        let mut out = Vec::new();
-        while out.len() < max.max(1) {
-            let Some((segment, slots)) = cursor.segments.last().copied() else {
-                self.0.core.borrow_mut().enable_reclaim();
-                self.judge_notes().await;
-                break;
-            };
-            if cursor.next == slots {
-                cursor.segments.pop();
-                (cursor.next, cursor.fetched) = (0, 0);
-                continue;
-            }
-            if cursor.next >= cursor.fetched {
-                let end = slots.min(cursor.next + limits::RESTORE_FETCHED);
-                self.0.fetch_heads(segment, cursor.next..end).await;
-                cursor.fetched = end;
-            }
-            let waiting = self.0.core.borrow_mut().load_at(segment, cursor.next);
-            cursor.next += 1;
-            let Some(waiting) = waiting else { continue };
-            let id = waiting.0;
-            if self.load_one(waiting, &mut out).await {
-                self.0.late.borrow_mut().push_back(id);
-            }
-        }
-        out
-    }
-
-    /// Reads the envelope of a message that waits and adds it to `out`, unless it is to be put
-    /// aside. True when the disk did not give it: it is to be tried again.
-    async fn load_one(&self, waiting: Waiting, out: &mut Vec<Loaded>) -> bool {
-        let id = waiting.0;
-        if self.0.is_condemned(id) {
-            self.set_aside(id).await;
-            return false;
-        }
-        if !self.may_be_handed_over(id).await {
-            return true;
-        }
-        let mut waiting = Some(waiting);
-        while let Some((_, extent, pending)) = waiting {
-            match self.0.head_in_hand(id, &extent).await {
-                Ok((record, envelope)) => {
-                    out.push(Loaded {
-                        queued: Queued {
-                            id,
-                            location: extent.location,
-                            received_at: record.received_at,
-                            pending,
-                        },
-                        envelope,
-                    });
-                    return false;
-                }
-                Err(ReadError::Io) => return true,
-                Err(ReadError::Gone) => return false,
-                Err(ReadError::Damaged) => {}
-            }
-            match self.0.rescue(id, &extent).await {
-                Rescue::Moved => waiting = self.0.core.borrow().waiting(id),
-                Rescue::Later => return true,
-                Rescue::None => {
-                    self.condemn(id, &extent).await;
-                    return false;
-                }
-            }
-        }
-        false
     }
 
     /// Has the disk tried at once after it failed, or was full. Whether there is anything to try.

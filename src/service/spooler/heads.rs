@@ -1,7 +1,6 @@
-//! spooler::heads - the heads of groups, many at a time.
+//! spooler::heads - the groups of a log, read for recovery.
 //!
-//! What: [`scan_all`] shows recovery the groups of each segment, in order; [`Inner::fetch_heads`]
-//! has those read whose envelopes the queue is about to be given.
+//! What: [`scan_all`] shows recovery the groups of each segment, in order.
 //! Why this way: where one group ends its header says, so the heads of a segment can only be asked
 //! for one after the other, and a disk answers a single asker slowly. Several segments are read at
 //! a time; what those behind the first give waits for its turn. Heads alone are read where much
@@ -21,7 +20,6 @@ use crate::engine::{Block, Port};
 use crate::spool::format::{BLOCK_BYTES, GroupHeader, Log, SEGMENT_HEADER_BYTES, Stamp};
 use crate::spool::recover::{Found, Recovery, Scan, Step};
 
-use super::Inner;
 use super::recovery::Patience;
 
 /// Bytes that are read at once where groups are small.
@@ -265,46 +263,6 @@ pub(super) async fn is_blank<P: Port>(port: &P, file: &P::File, start: usize) ->
         }
     }
     true
-}
-
-impl<P: Port> Inner<P> {
-    /// Brings the records of waiting messages into memory, where they can be read. One after the
-    /// other, those of a million messages take 7 s.
-    pub(super) async fn fetch_heads(&self, segment: u32, slots: Range<u32>) {
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        for slot in slots {
-            let waiting = self.core.borrow().waiting_at(segment, slot);
-            let Some((_, extent, _)) = waiting else {
-                continue;
-            };
-            let start = extent.location.offset as usize;
-            let end = start + extent.head_len as usize;
-            match ranges.last_mut() {
-                Some(last)
-                    if start <= last.end + BLOCK_BYTES && end - last.start <= DESERT_BYTES =>
-                {
-                    last.end = last.end.max(end);
-                }
-                _ => ranges.push(start..end),
-            }
-        }
-        let mut reads: Vec<Reading<'_>> = Vec::new();
-        for range in ranges {
-            reads.push(Box::pin(async move {
-                let _turn = self.reads.turn(range.len()).await;
-                // Who needs it will see whether it came.
-                drop(self.mapped(segment, range).await);
-            }));
-        }
-        poll_fn(|context| {
-            reads.retain_mut(|read| read.as_mut().poll(context).is_pending());
-            match reads.is_empty() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
-        .await;
-    }
 }
 
 /// A range of a file that begins with a block, whole.
