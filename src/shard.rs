@@ -268,28 +268,24 @@ async fn restore<P: Port>(
     mut cursor: LoadCursor,
     left: Rc<Cell<u64>>,
 ) {
-    // Some of it may turn out to be damaged, or come later.
     let mut mine = cursor.messages();
-    let mut came = |messages: u64| {
-        let messages = messages.min(mine);
-        mine -= messages;
-        left.set(left.get().saturating_sub(messages));
-        mine
-    };
     loop {
         let portion = spool.load(&mut cursor, limits::RESTORE_PORTION).await;
+        // At the end some are missing: damaged, or to come later.
+        let came = match portion.len() as u64 {
+            0 => mine,
+            messages => messages.min(mine),
+        };
+        mine -= came;
+        left.set(left.get() - came);
         if portion.is_empty() {
             break;
         }
-        let messages = portion.len() as u64;
         for loaded in portion {
             dispatch.restore(loaded);
         }
-        came(messages);
         yield_now().await;
     }
-    let missing = came(0);
-    came(missing);
     loop {
         for loaded in spool.load_late(limits::RESTORE_PORTION).await {
             dispatch.restore(loaded);

@@ -530,6 +530,10 @@ mod tests {
             shards: vec![ShardStatus::default()],
         };
         assert!(!show_status(&status).contains("ALARM"));
+        assert!(!show_status(&status).contains("not in the queue"));
+        // A node that has just started must not look empty.
+        status.shards[0].restoring = 7;
+        assert!(show_status(&status).contains(", 7 messages not in the queue yet\n"));
         status.alarms.push("the roof is on fire".into());
         assert!(show_status(&status).ends_with("\nALARM: the roof is on fire\n"));
     }

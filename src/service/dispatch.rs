@@ -23,10 +23,11 @@ use crate::queue::{
     Action, Cause, CauseKind, ConnectionId, EntryId, Event, PathId, Queue, Recipients,
 };
 use crate::routing::{Own, RouteTable};
+use crate::service::budget::{Budget, Turns};
 use crate::service::dates::Dates;
 use crate::service::delivery::{self, Link};
 use crate::service::hands::Hands;
-use crate::service::held::{FreshBudget, Held, Turns};
+use crate::service::held::Held;
 use crate::service::mesh::{
     Bounce, Failure, LendError, Lent, Mesh, ShardMessage, Target, Transfer,
 };
@@ -205,7 +206,7 @@ pub struct Dispatch<P: Port> {
     unrouted: RefCell<HashMap<Domain, Vec<Load>>>,
     loans: RefCell<HashMap<u64, Rc<Loan>>>,
     next_loan: Cell<u64>,
-    fresh: Arc<FreshBudget>,
+    fresh: Arc<Budget>,
     counters: Cell<Counters>,
     stopping: Cell<bool>,
     hands: Rc<Hands>,
@@ -263,7 +264,7 @@ impl<P: Port> Dispatch<P> {
             unrouted: RefCell::default(),
             loans: RefCell::default(),
             next_loan: Cell::new(0),
-            fresh: Arc::default(),
+            fresh: Arc::new(Budget::new(limits::FRESH_BYTES_MAX)),
             counters: Cell::default(),
             stopping: Cell::new(false),
             dates: RefCell::new(dates),

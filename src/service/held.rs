@@ -6,17 +6,15 @@
 //! spool's map. Either way the bytes are never copied, and the memory that fresh messages hold is
 //! bounded per shard: beyond the bound an entry carries no message and delivery reads the spool.
 
-use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::engine::{Signal, yield_now};
-use crate::limits;
+use crate::engine::yield_now;
 use crate::message::seven_bit::{self, Unconvertible};
 use crate::message::{ArrivedBody, BodyType, Envelope, MessageId};
+use crate::service::budget::{Budget, Charge, Turns};
 use crate::time::Wall;
 
 /// A message in memory, for as long as a delivery needs it.
@@ -93,7 +91,7 @@ impl Held {
     }
 
     async fn convert(self: &Arc<Self>, turns: &Turns) -> Result<Arc<Self>, Unconvertible> {
-        let _turn = turns.take().await;
+        let _turn = turns.take(1).await;
         if let Some(form) = self.seven_bit.get() {
             return form.clone();
         }
@@ -129,87 +127,9 @@ impl Held {
     /// Makes a fresh message ready to share, and says whether the shard's budget has room to keep
     /// it in memory until its first attempt.
     #[must_use]
-    pub fn fresh(mut self, budget: &Arc<FreshBudget>) -> (Arc<Self>, bool) {
+    pub fn fresh(mut self, budget: &Arc<Budget>) -> (Arc<Self>, bool) {
         self.charge = budget.charge(self.content.len());
         let room = self.charge.is_some();
         (Arc::new(self), room)
-    }
-}
-
-/// Lets one task at a time do something long.
-#[derive(Debug, Default)]
-pub struct Turns {
-    taken: Cell<bool>,
-    waiting: RefCell<Vec<Signal>>,
-}
-
-impl Turns {
-    /// Waits for a turn, which lasts until it is dropped.
-    async fn take(&self) -> Turn<'_> {
-        while self.taken.replace(true) {
-            let signal = Signal::default();
-            self.waiting.borrow_mut().push(signal.clone());
-            signal.raised().await;
-        }
-        Turn(self)
-    }
-}
-
-/// Somebody's turn.
-struct Turn<'t>(&'t Turns);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.taken.set(false);
-        // All of them: one that has given up meanwhile would keep the others waiting for ever.
-        for signal in self.0.waiting.take() {
-            signal.raise();
-        }
-    }
-}
-
-/// How much memory the fresh messages of one shard hold, against its limit.
-#[derive(Debug, Default)]
-pub struct FreshBudget {
-    used: AtomicU64,
-}
-
-impl FreshBudget {
-    /// Bytes held now.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// Takes room for a message of `len` bytes, or nothing where that would exceed the limit.
-    ///
-    /// Only the shard itself takes; any shard may give back, so the check cannot be overtaken.
-    fn charge(self: &Arc<Self>, len: usize) -> Option<Charge> {
-        let bytes = u64::try_from(len).ok()?;
-        if self.used().saturating_add(bytes) > limits::FRESH_BYTES_MAX {
-            return None;
-        }
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-        Some(Charge {
-            budget: Arc::clone(self),
-            bytes,
-        })
-    }
-}
-
-/// Memory taken from a budget, given back when dropped.
-#[derive(Debug)]
-struct Charge {
-    budget: Arc<FreshBudget>,
-    bytes: u64,
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        let before = self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        assert!(
-            before >= self.bytes,
-            "more fresh memory was given back than taken"
-        );
     }
 }

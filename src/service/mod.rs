@@ -1,6 +1,7 @@
 //! service - thin drivers on the port: they move bytes, the machines they drive decide.
 
 pub mod balance;
+pub mod budget;
 pub mod dates;
 pub mod delivery;
 pub mod dispatch;

@@ -36,6 +36,7 @@ use bytes::Bytes;
 use crate::engine::{Class, Guarded, OpenMode, Port, Signal};
 use crate::limits;
 use crate::message::{Content, Envelope, MessageId};
+use crate::service::budget::{Budget, Turns};
 use crate::service::hands::Hands;
 use crate::spool::format::Log;
 use crate::spool::{
@@ -45,7 +46,6 @@ use crate::spool::{
 use crate::time::{Mono, Wall};
 
 use self::read::Rescue;
-use self::reads::Reads;
 
 mod copy;
 mod heads;
@@ -53,7 +53,6 @@ mod late;
 mod load;
 mod quarantine;
 mod read;
-mod reads;
 mod recovery;
 mod release;
 
@@ -166,7 +165,9 @@ struct Inner<P: Port> {
     callbacks: RefCell<Vec<Rc<Callback>>>,
     wake: Signal,
     stopped: Cell<bool>,
-    reads: Reads,
+    /// What is asked of the disk for messages that are to be sent, and what of it is held.
+    reads: Turns,
+    read: Arc<Budget>,
     /// Messages whose envelope could not be read.
     late: RefCell<VecDeque<MessageId>>,
     late_pause: Cell<Duration>,
@@ -279,7 +280,8 @@ impl<P: Port> Spooler<P> {
             callbacks: RefCell::default(),
             wake: Signal::default(),
             stopped: Cell::new(false),
-            reads: Reads::default(),
+            reads: Turns::new(limits::SPOOL_READ_BYTES_ASKED),
+            read: Arc::new(Budget::new(limits::SPOOL_READ_BYTES_HELD_MAX)),
             late: RefCell::default(),
             late_pause: Cell::new(limits::SPOOL_LATE_PAUSE),
             hands: RefCell::default(),

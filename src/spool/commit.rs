@@ -256,16 +256,13 @@ impl BlockPool {
         if len > limits::SPOOL_GROUP_BYTES_MAX {
             return Block::zeroed(len);
         }
-        if self.blocks.is_empty() {
-            self.blocks = Block::together(limits::SPOOL_GROUP_BYTES_MAX);
-        }
-        match self.blocks.pop() {
-            Some(mut block) => {
-                block.set_len(len);
-                block
-            }
-            None => Block::zeroed(len),
-        }
+        let mut block = self.blocks.pop().unwrap_or_else(|| {
+            let (one, others) = Block::together(limits::SPOOL_GROUP_BYTES_MAX);
+            self.blocks = others;
+            one
+        });
+        block.set_len(len);
+        block
     }
 
     /// Takes a block back.

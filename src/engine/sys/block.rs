@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use memmap2::{Advice, MmapMut};
 
-/// The size of a huge page here, and what it is a multiple of.
+/// The size of a huge page here, and what its address is a multiple of.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// The alignment and granularity of the spool's disk writes, in bytes.
@@ -55,17 +55,17 @@ impl Block {
         }
     }
 
-    /// Blocks of `len` bytes that fill one huge page, where the kernel gives one for the asking: it
-    /// looks up each page of a write past its cache, which costs 0.3 to 0.5 us per message of
-    /// 10 KiB in pages of 4 KiB. Where there is no memory, or `len` is no part of a huge page, one
-    /// of the usual kind.
+    /// A block of `len` bytes, and those that fill one huge page with it, where the kernel gives
+    /// one for the asking: it looks up each page of a write past its cache, which costs 0.3 to
+    /// 0.5 us per message of 10 KiB in pages of 4 KiB. Where there is no memory, or `len` is no
+    /// part of a huge page, one of the usual kind.
     #[must_use]
-    pub fn together(len: usize) -> Vec<Self> {
+    pub fn together(len: usize) -> (Self, Vec<Self>) {
         let fits = len >= BLOCK_ALIGN && HUGE_PAGE.is_multiple_of(len);
         // A huge page begins at a multiple of its size.
         let map = fits.then(|| MmapMut::map_anon(2 * HUGE_PAGE));
         let Some(Ok(mut map)) = map else {
-            return vec![Self::zeroed(len)];
+            return (Self::zeroed(len), Vec::new());
         };
         // Without huge pages it serves as well.
         drop(map.advise(Advice::HugePage));
@@ -81,7 +81,9 @@ impl Block {
             capacity: len,
             within: Some(Arc::clone(&map)),
         };
-        parts.into_iter().map(block).collect()
+        let mut blocks: Vec<Self> = parts.into_iter().map(block).collect();
+        let one = blocks.pop().unwrap_or_else(|| Self::zeroed(len));
+        (one, blocks)
     }
 
     /// Bytes that the block can hold.
@@ -165,7 +167,8 @@ mod tests {
     // Parts of a huge page do not overlap, and live as long as any of them.
     #[test]
     fn blocks_lie_together() {
-        let mut blocks = Block::together(1 << 20);
+        let (one, mut blocks) = Block::together(1 << 20);
+        blocks.push(one);
         assert_eq!(blocks.len(), HUGE_PAGE >> 20);
         for (block, mark) in blocks.iter_mut().zip(1..) {
             assert!(block.iter().all(|byte| *byte == 0));
@@ -178,7 +181,7 @@ mod tests {
         let last = blocks.pop();
         drop(blocks);
         assert!(last.is_some_and(|last| last.iter().all(|byte| *byte == 2)));
-        assert_eq!(Block::together(3 * BLOCK_ALIGN).len(), 1);
+        assert!(Block::together(3 * BLOCK_ALIGN).1.is_empty());
     }
 
     // A shorter length hides bytes and a longer one shows them again, within the capacity.

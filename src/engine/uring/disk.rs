@@ -73,16 +73,7 @@ pub(super) async fn write_durable(
     block: Block,
 ) -> (Block, io::Result<()>) {
     let len = block.len();
-    if !offset.is_multiple_of(BLOCK_ALIGN as u64) || len > i32::MAX as usize {
-        return (block, Err(io::ErrorKind::InvalidInput.into()));
-    }
-    let request = Request::WriteDurable(offset, block);
-    // Not cancelled when dropped: a write that is half done helps nobody.
-    let (result, memory) = core.operate(Some(&file.fd), request, false).await;
-    let Memory::Block(block) = memory else {
-        // The ring hands back what it was given; only a runtime that ended has nothing to give.
-        return (Block::zeroed(len), Err(io::ErrorKind::Interrupted.into()));
-    };
+    let (block, result) = transfer(core, file, offset, block, Request::WriteDurable).await;
     (block, whole(result, len))
 }
 
@@ -92,17 +83,31 @@ pub(super) async fn read(
     offset: u64,
     block: Block,
 ) -> (Block, io::Result<usize>) {
-    let len = block.len();
-    if !offset.is_multiple_of(BLOCK_ALIGN as u64) || len > i32::MAX as usize {
-        return (block, Err(io::ErrorKind::InvalidInput.into()));
-    }
-    let request = Request::Read(offset, block);
-    let (result, memory) = core.operate(Some(&file.fd), request, false).await;
-    let Memory::Block(block) = memory else {
-        return (Block::zeroed(len), Err(io::ErrorKind::Interrupted.into()));
-    };
+    let (block, result) = transfer(core, file, offset, block, Request::Read).await;
     let read = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
     (block, read)
+}
+
+/// Moves a block to or from a file and hands it back: bytes moved, or a negative error number.
+async fn transfer(
+    core: &Rc<Core>,
+    file: &UringFile,
+    offset: u64,
+    block: Block,
+    request: fn(u64, Block) -> Request,
+) -> (Block, i32) {
+    let len = block.len();
+    if !offset.is_multiple_of(BLOCK_ALIGN as u64) || len > i32::MAX as usize {
+        return (block, -libc::EINVAL);
+    }
+    // Not cancelled when dropped: a write that is half done helps nobody.
+    let request = request(offset, block);
+    let (result, memory) = core.operate(Some(&file.fd), request, false).await;
+    let Memory::Block(block) = memory else {
+        // The ring hands back what it was given; only a runtime that ended has nothing to give.
+        return (Block::zeroed(len), -libc::EINTR);
+    };
+    (block, result)
 }
 
 /// A write is whole or it failed.
@@ -133,10 +138,7 @@ pub(super) async fn allocate(core: &Rc<Core>, file: &UringFile, len: u64) -> io:
 /// Writes the first portion of a range with zeros, and says where it ends.
 pub(super) async fn zero(core: &Rc<Core>, file: &UringFile, range: Range<u64>) -> io::Result<u64> {
     thread_local! {
-        static ZEROS: Rc<Block> = {
-            let size = PREWRITE_BYTES as usize;
-            Rc::new(Block::together(size).pop().unwrap_or_else(|| Block::zeroed(size)))
-        };
+        static ZEROS: Rc<Block> = Rc::new(Block::together(PREWRITE_BYTES as usize).0);
     }
     let left = range.end.saturating_sub(range.start);
     let part = u32::try_from(left).unwrap_or(u32::MAX).min(PREWRITE_BYTES);

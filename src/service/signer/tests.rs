@@ -16,7 +16,8 @@ use crate::dkim::{
 use crate::engine::sim::{RunEnd, SimOptions, SimPort, SimWorld};
 use crate::engine::{Class, Port, yield_now};
 use crate::message::{Address, ArrivedBody, Envelope, MessageId, header};
-use crate::service::held::{Held, Turns};
+use crate::service::budget::Turns;
+use crate::service::held::Held;
 use crate::time::{Mono, Wall};
 
 type Service = Rc<SignService<SimPort>>;

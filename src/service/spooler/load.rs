@@ -158,7 +158,7 @@ impl<P: Port> Inner<P> {
         let mut reads: Vec<Pin<Box<dyn Future<Output = ()> + '_>>> = Vec::new();
         for range in ranges {
             reads.push(Box::pin(async move {
-                let _turn = self.reads.turn(range.len()).await;
+                let _turn = self.reads.take(range.len()).await;
                 // Who needs it will see whether it came.
                 drop(self.mapped(segment, range).await);
             }));

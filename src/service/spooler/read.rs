@@ -1,7 +1,7 @@
 //! spooler::read - records out of segments, verified.
 //!
 //! What: heads by way of the maps; contents from there too where they are in memory, else read by
-//! themselves, a bounded number of bytes at a time ([`super::reads`]).
+//! themselves, a bounded number of bytes at a time.
 //! Why this way: a map reads pages, and what the kernel thinks comes next. While a cold queue was
 //! read through it, new mail waited 16 ms (p99) for its 250, and 1.3 to 2.7 ms now.
 
@@ -13,10 +13,10 @@ use bytes::Bytes;
 use crate::engine::{Block, Map, Port};
 use crate::limits;
 use crate::message::{Envelope, MessageId};
+use crate::service::budget::Charge;
 use crate::spool::format::{BLOCK_BYTES, Checksum, Log, MessageRecord, RECORD_BYTES};
 use crate::spool::{Extent, ReadError, Served};
 
-use super::reads::Share;
 use super::{Inner, StoredMessage};
 
 /// What becomes of a message whose record is damaged.
@@ -69,7 +69,7 @@ impl<M: Map> AsRef<[u8]> for Slice<M> {
 struct Piece {
     block: Block,
     range: Range<usize>,
-    _share: Share,
+    _charge: Charge,
 }
 
 impl AsRef<[u8]> for Piece {
@@ -171,9 +171,9 @@ impl<P: Port> Inner<P> {
         let mut sum = Checksum::default();
         if range.len() <= limits::SPOOL_READ_BYTES_MAX
             && !self.port.is_resident(map, &range)
-            && let Some(share) = self.reads.share(range.len())
+            && let Some(charge) = self.read.charge(range.len())
         {
-            let piece = self.piece(segment, range, share).await?;
+            let piece = self.piece(segment, range, charge).await?;
             sum.update(piece.as_ref());
             return Ok((Bytes::from_owner(piece), sum.finish()));
         }
@@ -198,21 +198,21 @@ impl<P: Port> Inner<P> {
         &self,
         segment: u32,
         range: Range<usize>,
-        share: Share,
+        charge: Charge,
     ) -> Result<Piece, ReadError> {
         let file = self.files.borrow().get(&(Log::Message, segment)).cloned();
         let file = file.ok_or(ReadError::Io)?;
         let offset = range.start / BLOCK_BYTES * BLOCK_BYTES;
         let range = range.start - offset..range.end - offset;
         let block = Block::zeroed(range.end);
-        let turn = self.reads.turn(block.len()).await;
+        let turn = self.reads.take(block.len()).await;
         let (block, read) = self.port.read(&file, offset as u64, block).await;
         drop(turn);
         match read {
             Ok(bytes) if bytes >= range.end => Ok(Piece {
                 block,
                 range,
-                _share: share,
+                _charge: charge,
             }),
             Ok(_) | Err(_) => Err(ReadError::Io),
         }
