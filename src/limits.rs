@@ -300,6 +300,10 @@ pub const SPOOL_SPARE_SEGMENTS: u32 = 2;
 /// the accept p99 was 22 ms instead of 8.
 pub const SPOOL_FREE_SEGMENTS_MAX: u32 = 16;
 
+/// Pause after the removal of a message segment of full size, for the same reason; less after
+/// smaller ones, none while space is low.
+pub const SPOOL_REMOVE_PAUSE: Duration = Duration::from_secs(1);
+
 /// Messages copied forward in one batch, which becomes one group: many, because small messages are
 /// only dense when they share blocks; few enough that reading them does not flood the disk.
 pub const SPOOL_COPIES_IN_FLIGHT_MAX: u32 = 512;
@@ -472,9 +476,6 @@ pub const DIAL_ADDRESSES_MAX: usize = 6;
 /// How long the kernel may take to accept one write of a message: RFC 5321 4.5.3.2.5 gives a block
 /// three minutes.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(180);
-
-/// Pause between two removals of files of the spool, for the same reason; none while space is low.
-pub const SPOOL_REMOVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Messages that recovery gives to the brain in one turn of the loop: a fifth of a millisecond of
 /// work, so that mail coming in meanwhile does not wait for it.

@@ -636,14 +636,15 @@ impl<P: Port> Spooler<P> {
             let Some((log, segment)) = first else { break };
             let result = inner.remove(log, segment).await;
             let mut core = inner.core.borrow_mut();
+            let pause = core.removing_pause(log, segment);
             core.removed(log, segment, outcome(&result));
             drop(core);
             inner.wake.raise();
             let status = inner.core.borrow().status();
             if !status.alarms.contains(&Alarm::DiskFull) && !status.alarms.contains(&Alarm::NoFiles)
             {
-                let pause = inner.port.now().after(limits::SPOOL_REMOVE_PAUSE);
-                inner.port.sleep_until(pause).await;
+                let until = inner.port.now().after(pause);
+                inner.port.sleep_until(until).await;
             }
         }
         inner.removing.set(false);

@@ -588,6 +588,34 @@ fn crashes_leave_no_files_behind() {
     );
 }
 
+// Each life leaves segments of settlements to the next, which writes down anew what still counts.
+// They go faster than they come, or each start would take longer than the one before.
+#[test]
+fn what_short_lives_leave_is_removed_in_time() {
+    let world = SimWorld::new(2, SimOptions::calm());
+    let host = world.host("mta");
+    host.make_directory(&config().directory);
+    for life in 0..60 {
+        to_the_end(&world, &host, async move |port| {
+            let (spooler, mut recovered) =
+                Spooler::open(port.clone(), config()).await.expect("opens");
+            assert_eq!(recovered.report.damage, [], "life {life}");
+            assert!(spooler.load(&mut recovered.cursor, 10).await.is_empty());
+            let id = store(&spooler, &text_of(life)).await;
+            spooler.settle(Settlement {
+                id,
+                recipient: 0,
+                kind: SettlementKind::Delivered,
+            });
+            port.sleep_until(port.now().after(Duration::from_millis(500)))
+                .await;
+        });
+        host.crash(CrashKind::Kill);
+    }
+    let files = host.port().list(&config().directory).expect("it is there");
+    assert!(files.len() <= 20, "{files:?}");
+}
+
 /// One life that takes over what waits, and releases `old` until it is not in quarantine any more.
 /// `sent` is all that it could send.
 async fn releasing(
