@@ -369,8 +369,6 @@ impl<'a, P: Port> Connection<'a, P> {
     /// Sends what is assigned until the connection ends, and reports that.
     async fn serve(&mut self) {
         loop {
-            self.begin_assigned().await;
-            self.send_output().await;
             let events = std::mem::take(&mut self.events);
             // The brain hears of the end before the outcomes: it must not count a connection that
             // is gone when it decides about them, nor assign anything to it.
@@ -387,6 +385,10 @@ impl<'a, P: Port> Connection<'a, P> {
                 self.give_back();
                 return;
             }
+            // What was done makes room: the commands of the next transaction go out with the
+            // content that the same replies asked for, in one segment instead of two.
+            self.begin_assigned().await;
+            self.send_output().await;
             if self.has_work() {
                 continue;
             }

@@ -14,6 +14,7 @@ mod harness;
 mod interop;
 mod kill9;
 mod life;
+mod pipelining;
 mod poison;
 mod power_cut;
 mod promises;
