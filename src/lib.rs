@@ -8,10 +8,10 @@
 //! | `limits` | every bound, with the sentence that justifies it | nothing |
 //! | `time` | the two clocks, as values that pure code takes as arguments | nothing |
 //! | `message` | the mail itself: addresses, envelope, content, header, trace, DSNs, status codes | `limits time` |
-//! | `smtp` | the protocol, both ends, without I/O: command, reply, extension, data, server, client | `limits message time` |
+//! | `smtp` | the protocol, both ends, without I/O: command, reply, extension, data, server, client | `limits message time engine::pairs` |
 //! | `routing` | where mail goes: route table, MX rules, address plan, site roll-up; pure | `limits message time` |
 //! | `queue` | who goes next and when: the brain, pure | `limits message routing spool time` |
-//! | `dkim` | keys, canonical hash, batch signer, 8-lane RSA | `limits message time`, `engine::ifma` only |
+//! | `dkim` | keys, canonical hash, batch signer, 8-lane RSA | `limits message time engine::blanks engine::ifma` |
 //! | `spool` | durable logs: nothing acknowledged is lost, nothing corrupt handed out | `limits message time engine::Block` |
 //! | `service` | thin drivers on the port | `limits message smtp dkim routing spool queue engine time` |
 //! | `engine` | the port that drivers are written against; `uring`, `sim`; `sys` has all unsafe code | `limits time` |

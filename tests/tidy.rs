@@ -31,7 +31,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("time", &[]),
     ("message", &["limits", "time"]),
-    ("smtp", &["limits", "message", "time"]),
+    ("smtp", &["limits", "message", "time", "engine::pairs"]),
     (
         "dkim",
         &[

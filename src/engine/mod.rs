@@ -18,4 +18,5 @@ pub use sys::blanks;
 pub use sys::block::{Block, huge_pages_for_the_asking};
 pub use sys::ifma;
 pub use sys::map::FileMap;
+pub use sys::pairs;
 pub use sys::shared::{CrashWatch, SharedWords, Words};

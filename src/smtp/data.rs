@@ -6,13 +6,15 @@
 //! them on the way out, by cutting shared slices, never by copying.
 //! Why this way: a line-by-line loop costs 5 to 8 ns per line, so 1 us per 10 KiB. Nearly all
 //! content has no line that starts with a dot, so a SIMD search for LF + "." gives spans of many
-//! lines, and the rule is one loop over pairs of octets which the compiler vectorises.
+//! lines, and the rule is one loop over pairs of octets (`engine::pairs`).
 //! Security: only CR LF "." CR LF ends DATA. A line that ends otherwise is never an end, and the
 //! message that holds one is refused whole: nothing for a receiver with other opinions to split
 //! (SMTP smuggling: CVE-2023-51764, -51765, -51766).
 
 use bytes::Bytes;
 use memchr::memmem;
+
+use crate::engine::pairs::look;
 
 /// Watches a stream of content for octets that no message may hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,7 +31,9 @@ impl LineRule {
             return;
         };
         self.broken |= (first == b'\n') != self.after_cr;
-        self.broken |= !pairs_are_clean(octets, &mut self.eight_bit);
+        let seen = look(octets);
+        self.broken |= seen.broken;
+        self.eight_bit |= seen.eight_bit;
         self.after_cr = last == b'\r';
     }
 
@@ -54,37 +58,6 @@ impl LineRule {
         !self.broken && !self.after_cr
     }
 }
-
-/// True where each CR is followed by LF and each LF follows CR, edges aside, and nothing is NUL.
-/// Raises `eight_bit` at an octet above 127.
-///
-/// Written as a fold without branches per octet: 16 to 32 octets per step once vectorised.
-fn pairs_are_clean(octets: &[u8], eight_bit: &mut bool) -> bool {
-    let Some((&last, firsts)) = octets.split_last() else {
-        return true;
-    };
-    let seconds = &octets[1..];
-    // Blocks, so that a broken message is noticed early and the accumulator stays one register.
-    let clean = firsts
-        .chunks(BLOCK)
-        .zip(seconds.chunks(BLOCK))
-        .all(|(firsts, seconds)| {
-            let (bad, all) =
-                firsts
-                    .iter()
-                    .zip(seconds)
-                    .fold((0u8, 0u8), |(bad, all), (&first, &second)| {
-                        let odd = (first == b'\r') ^ (second == b'\n');
-                        (bad | u8::from(odd) | u8::from(first == 0), all | first)
-                    });
-            *eight_bit |= all > 127;
-            bad == 0
-        });
-    *eight_bit |= last > 127;
-    clean && last != 0
-}
-
-const BLOCK: usize = 1024;
 
 /// What comes before the octets that the unstuffer has not seen yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,7 +297,7 @@ mod tests {
     // One octet above 127 is noticed wherever it is and however the content is split.
     #[test]
     fn eight_bit_octets_are_noticed_in_passing() {
-        let mut content = vec![b'x'; 2 * BLOCK + 70];
+        let mut content = vec![b'x'; 2 * 1024 + 70];
         for at in 0..content.len() {
             content[at] = 0x80;
             for split in [251, at.max(1), at + 1, content.len()] {

@@ -6,6 +6,7 @@ pub(crate) mod buffers;
 pub mod ifma;
 pub(crate) mod map;
 pub(crate) mod owner;
+pub mod pairs;
 pub(crate) mod ring;
 pub mod shared;
 pub(crate) mod socket;
