@@ -3,8 +3,8 @@
 //! What: [`look`] says whether line ends are in order and whether there is 8-bit text, of all
 //! content that comes in.
 //! Why this way: the loop is a fold without branches, and the compiler makes vectors of it. Built
-//! for any x86-64 they are of 16 octets, 0.63 us for 10 KiB; compiled once more for AVX-512 the same
-//! loop takes half of that.
+//! for any x86-64 they are of 16 octets, 0.63 us for 10 KiB; compiled once more for AVX-512 the
+//! same loop takes half of that.
 
 /// What was found in a span of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
