@@ -450,7 +450,12 @@ pub fn show_load(report: &LoadReport) -> String {
         report.refused, report.unanswered, report.retried, report.errors
     ));
     for refusal in &report.refusals {
-        out.push_str(&format!("  {} times {}\n", refusal.count, refusal.code));
+        let line = format!(
+            "  {} times {} {}",
+            refusal.count, refusal.code, refusal.text
+        );
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
     out
 }

@@ -157,12 +157,14 @@ pub struct Latency {
 }
 
 /// How often one reply code refused a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusalCount {
     /// The reply code.
     pub code: u16,
     /// How often.
     pub count: u64,
+    /// What was said with it the first time.
+    pub text: String,
 }
 
 /// What only the daemon and the receivers know: null in the load generator's report, so that all

@@ -153,6 +153,7 @@ fn refusals_are_counted_by_code() {
             .collect::<Vec<_>>(),
         [(550, report.refused)]
     );
+    assert!(!report.refusals[0].text.is_empty(), "{report:?}");
     let seen = sink.stop().unwrap();
     let verdict = books(&scratch.0, seen, &report);
     assert_eq!(verdict.delivered, report.recipients);

@@ -2,6 +2,8 @@
 
 /// Longest reply text kept, in bytes: an EHLO reply has a dozen short lines.
 const TEXT_MAX: usize = 16 * 1024;
+/// And of a refusal, which is for people.
+const REFUSAL_MAX: usize = 200;
 
 /// An incremental reader of SMTP replies (RFC 5321 4.2), bounded.
 #[derive(Debug, Default)]
@@ -9,6 +11,8 @@ pub(super) struct ReplyReader {
     line: Vec<u8>,
     text: Vec<u8>,
     keep: bool,
+    /// The last line of the last refusal.
+    refusal: Vec<u8>,
 }
 
 /// What is wrong with a reply.
@@ -25,6 +29,13 @@ impl ReplyReader {
     /// The text of the reply that was kept, all lines.
     pub(super) fn text(&self) -> &[u8] {
         &self.text
+    }
+
+    /// What the last refusal said after its code, in its last line, fit for a terminal.
+    pub(super) fn refusal(&self) -> String {
+        let text = String::from_utf8_lossy(&self.refusal);
+        let shown = text.trim().chars().filter(|c| !c.is_control());
+        shown.collect()
     }
 
     /// Reads up to the end of one reply: how many bytes that took, and its code when it is whole.
@@ -67,6 +78,11 @@ impl ReplyReader {
         if rest.first() == Some(&b'-') {
             return Ok(None);
         }
+        if *a >= b'4' {
+            self.refusal.clear();
+            self.refusal
+                .extend_from_slice(&rest[..rest.len().min(REFUSAL_MAX)]);
+        }
         let digit = |byte: &u8| u16::from(byte - b'0');
         Ok(Some(digit(a) * 100 + digit(b) * 10 + digit(c)))
     }
@@ -102,6 +118,18 @@ mod tests {
         reader.keep_text();
         assert_eq!(codes(&mut reader, bytes), expected);
         assert_eq!(reader.text(), b"250-a\r\n250-SIZE\r\n250 b\r\n");
+    }
+
+    // What a refusal says is kept, whatever it is made of, and no more of it than a line needs.
+    #[test]
+    fn refusals_are_kept_for_people() {
+        let mut reader = ReplyReader::default();
+        let bytes = b"550-first\r\n550 5.7.1 not\x1b[2J here \xff\r\n250 fine\r\n";
+        assert_eq!(codes(&mut reader, bytes), Ok(vec![550, 250]));
+        assert_eq!(reader.refusal(), "5.7.1 not[2J here \u{fffd}");
+        let long = [&b"451 "[..], &[b'x'; 1000], b"\r\n"].concat();
+        assert_eq!(codes(&mut reader, &long), Ok(vec![451]));
+        assert_eq!(reader.refusal().len(), REFUSAL_MAX - 1);
     }
 
     // What is not a reply is an error, and a line without end does not fill the memory.

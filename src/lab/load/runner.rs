@@ -56,6 +56,8 @@ struct Books {
     latency: Histogram<u64>,
     from_due: Histogram<u64>,
     refusals: BTreeMap<u16, u64>,
+    /// What was said with each code, the first time.
+    texts: BTreeMap<u16, String>,
     retried: u64,
     errors: u64,
     contacts: u64,
@@ -157,6 +159,7 @@ impl<P: Port> Run<P> {
             latency: histogram()?,
             from_due: histogram()?,
             refusals: BTreeMap::new(),
+            texts: BTreeMap::new(),
             retried: 0,
             errors: 0,
             contacts: 0,
@@ -329,6 +332,12 @@ impl<P: Port> Run<P> {
         count(&self.options.counters.refused, 1);
     }
 
+    /// Keeps what was said with a refusal, for each code once.
+    pub(super) fn heard(&self, code: u16, text: impl FnOnce() -> String) {
+        let mut books = self.books.borrow_mut();
+        books.texts.entry(code).or_insert_with(text);
+    }
+
     /// Counts a refusal of whatever kind.
     pub(super) fn refused_with(&self, code: u16) {
         *self.books.borrow_mut().refusals.entry(code).or_insert(0) += 1;
@@ -385,6 +394,7 @@ impl<P: Port> Run<P> {
                 .map(|(code, count)| RefusalCount {
                     code: *code,
                     count: *count,
+                    text: books.texts.get(code).cloned().unwrap_or_default(),
                 })
                 .collect(),
             retried: books.retried,

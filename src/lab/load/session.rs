@@ -82,6 +82,9 @@ impl<P: Port> Connection<P> {
                 if self.at == chunk.len() {
                     self.chunk = None;
                 }
+                if let Some(code @ 400..) = code {
+                    run.heard(code, || self.reader.refusal());
+                }
                 match code {
                     Some(421) => {
                         run.refused_with(421);
