@@ -61,6 +61,7 @@ impl Spool {
     }
 
     pub(super) fn advance_reclaim(&mut self) {
+        self.drop_dead_copies();
         self.release_spent();
         self.shed_free();
         if self.reclaim.enabled && !self.reclaim.paused && !self.closing {
@@ -229,6 +230,7 @@ impl Spool {
                 segment: number,
                 slot: at as u32,
             };
+            self.mail.at(number).copying += 1;
             self.actions.push_back(Action::Copy { id, from });
         }
     }
@@ -287,7 +289,7 @@ impl Spool {
         self.reclaim.reads_in_flight -= 1;
         let live = self.slot(from).is_some_and(|s| s.state == SlotState::Live);
         if !live {
-            self.copy_ended();
+            self.copy_ended(from);
             return;
         }
         match read {
@@ -303,11 +305,11 @@ impl Spool {
                 });
             }
             Err(ReadError::Damaged) => {
-                self.copy_ended();
+                self.copy_ended(from);
                 self.condemn(id, now);
             }
             Err(ReadError::Io | ReadError::Gone) => {
-                self.copy_ended();
+                self.copy_ended(from);
                 self.mail.at(from.segment).stuck = true;
                 self.reclaim.victim = None;
                 self.reclaim.paused = true;
@@ -320,9 +322,30 @@ impl Spool {
         self.reclaim.reads_in_flight == 0 && !self.copies.is_empty()
     }
 
-    fn copy_ended(&mut self) {
+    fn copy_ended(&mut self, from: Place) {
         assert!(self.reclaim.copies_in_flight > 0, "a copy ends once");
         self.reclaim.copies_in_flight -= 1;
+        self.mail.at(from.segment).copying -= 1;
+    }
+
+    /// Gives up copies that wait to be written and whose messages have died: they would keep a
+    /// spent segment from being released, perhaps the one that they wait for.
+    fn drop_dead_copies(&mut self) {
+        if self.copies.is_empty() {
+            return;
+        }
+        for copy in std::mem::take(&mut self.copies) {
+            let Origin::Copy(from) = copy.origin else {
+                unreachable!("only copies are among copies");
+            };
+            let live =
+                |slot: &Slot| slot.state == SlotState::Live && slot.sequence == copy.id.sequence();
+            if self.slot(from).is_some_and(live) {
+                self.copies.push_back(copy);
+            } else {
+                self.copy_ended(from);
+            }
+        }
     }
 
     pub(super) fn total_recipients(&self, place: Place) -> u32 {
@@ -355,7 +378,14 @@ impl Spool {
     }
 
     pub(super) fn copy_written(&mut self, number: u32, from: Place, slot: Slot, trusted: bool) {
-        self.copy_ended();
+        self.copy_ended(from);
+        if let Some(checkpoint) = &mut self.checkpoint
+            && !checkpoint.segments.contains(&number)
+        {
+            // The running checkpoint may miss it on either side; it comes to it again in the end.
+            // Also one that died meanwhile: its record is found here once its original is gone.
+            checkpoint.segments.insert(0, number);
+        }
         let old = self.slot(from).copied();
         let alive = old.filter(|s| s.state == SlotState::Live && s.sequence == slot.sequence);
         let (Some(old), true) = (alive, trusted) else {
@@ -387,12 +417,6 @@ impl Spool {
                 slot: at,
             },
         );
-        if let Some(checkpoint) = &mut self.checkpoint
-            && !checkpoint.segments.contains(&number)
-        {
-            // The running checkpoint may miss it on either side; it comes to it again in the end.
-            checkpoint.segments.insert(0, number);
-        }
     }
 
     // ---- checkpoint of the state log ----

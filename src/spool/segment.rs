@@ -49,6 +49,9 @@ pub(super) struct Segment {
     pub(super) write_offset: u64,
     /// Writes not completed.
     pub(super) in_flight: u32,
+    /// Copies of its messages that have not ended. Until then it stays, spent or not: its slots are
+    /// what keeps the tombstones of messages that die meanwhile.
+    pub(super) copying: u32,
     pub(super) slots: Vec<Slot>,
     pub(super) live_slots: u32,
     pub(super) live_bytes: u64,
@@ -66,6 +69,7 @@ impl Segment {
             stuck: false,
             write_offset: SEGMENT_HEADER_BYTES as u64,
             in_flight: 0,
+            copying: 0,
             slots: Vec::new(),
             live_slots: 0,
             live_bytes: 0,
@@ -116,7 +120,7 @@ impl Segment {
 
     /// Whether nothing in it counts any more.
     pub(super) fn is_spent(&self) -> bool {
-        let idle = self.in_flight == 0 && !self.unread;
+        let idle = self.in_flight == 0 && self.copying == 0 && !self.unread;
         self.phase == Phase::Sealed && idle && self.live_slots == 0
     }
 }

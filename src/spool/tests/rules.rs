@@ -3,6 +3,8 @@
 use super::*;
 use crate::spool::Alarm;
 use crate::spool::index::SlotState;
+use crate::spool::segment::Phase;
+use crate::spool::state::Flight;
 
 fn calm() -> Faults {
     Faults {
@@ -32,6 +34,17 @@ impl World {
                 self.end_one();
                 self.pump();
             }
+        }
+    }
+
+    /// Ends what is in flight, but for what is to stay, and what follows from it.
+    fn end_all_but(&mut self, stays: impl Fn(&Action) -> bool) {
+        while let Some(at) = self.in_flight.iter().position(|action| !stays(action)) {
+            let action = self.in_flight.swap_remove(at);
+            let others = std::mem::replace(&mut self.in_flight, vec![action]);
+            self.end_one();
+            self.in_flight = others;
+            self.pump();
         }
     }
 
@@ -693,4 +706,87 @@ fn a_message_with_a_whole_record_is_not_lost() {
         pairs > 100 && halves[0] > 30 && halves[1] > 30 && misfits > 10,
         "{pairs} pairs, {halves:?} halves, {misfits} misfits"
     );
+}
+
+impl World {
+    /// The only recipient of a message is settled, and that goes to the disk now.
+    fn settle_now(&mut self, id: MessageId, kind: SettlementKind) {
+        let settlement = Settlement {
+            id,
+            recipient: 0,
+            kind,
+        };
+        assert!(self.spool.settle(settlement, self.now));
+        self.spool.due(self.now);
+        self.pump();
+        self.end_all_but(Self::is_mail_group);
+    }
+
+    /// What is in flight in groups of messages.
+    fn flying(&self) -> Vec<MessageId> {
+        let flights = self.spool.flights.iter().flatten();
+        let groups = flights.filter_map(|flight| match flight {
+            Flight::Mail { messages, .. } => Some(messages.iter().map(|message| message.id)),
+            _ => None,
+        });
+        groups.flatten().collect()
+    }
+
+    fn state_lives(&self) -> BTreeSet<(u32, u64)> {
+        let segments = self.spool.state.iter();
+        segments
+            .map(|(number, segment)| (number, segment.stamp.generation))
+            .collect()
+    }
+}
+
+// A message dies while a copy of it is being written. The copy's record can be found after a crash,
+// so its settlement must outlive the segment that the message was in, and any checkpoint.
+#[test]
+fn what_dies_while_it_is_copied_stays_dead() {
+    let mut world = ready(9);
+    while world.spool.mail.count(|s| s.phase == Phase::Sealed) < 8 {
+        world.append_of(3_000, 1);
+        world.pump();
+        world.end_all_but(|_| false);
+    }
+    // Of each segment one message lives: the first victim is copied, and stays in flight.
+    let mut kept = BTreeSet::new();
+    for sequence in world.live.clone() {
+        let place = world.spool.place(sequence).expect("it lives");
+        if !kept.insert(place.segment) {
+            world.settle_now(MessageId::new(3, sequence), SettlementKind::Delivered);
+        }
+        if !world.flying().is_empty() {
+            break;
+        }
+    }
+    let copied = world.flying();
+    assert!(!copied.is_empty(), "something is copied");
+    for id in &copied {
+        world.settle_now(*id, SettlementKind::Delivered);
+    }
+    // Until every settlement so far is in a checkpoint, or forgotten.
+    let mut ids = world
+        .live
+        .iter()
+        .map(|sequence| MessageId::new(3, *sequence));
+    let other = ids.find(|id| world.spool.find(*id).is_some());
+    let other = other.expect("others live");
+    let old = world.state_lives();
+    for attempts in 1..1_000 {
+        let next = Wall(u64::from(attempts) * 1_000);
+        world.settle_now(other, SettlementKind::Deferred { attempts, next });
+        if old.is_disjoint(&world.state_lives()) {
+            break;
+        }
+    }
+    assert!(old.is_disjoint(&world.state_lives()), "no checkpoint");
+    assert_eq!(world.flying(), copied);
+    world.end_all_but(|_| false);
+    world.power_goes();
+    world.restart();
+    for id in copied {
+        assert!(world.spool.find(id).is_none(), "{id} came back");
+    }
 }
