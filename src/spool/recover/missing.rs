@@ -16,14 +16,11 @@ impl Recovery {
     /// Each is noted as void, so that it is reported once.
     pub(super) fn report_missing(&mut self) {
         for (log, number) in std::mem::take(&mut self.short) {
-            // A large message's file that a crash left half written holds no group: no damage.
-            if log == Log::State
-                || self
-                    .spool
-                    .mail
-                    .get(number)
-                    .is_some_and(|s| !s.slots.is_empty())
-            {
+            // A large message's file that a crash left half written holds no group: no damage. Any
+            // other file has its length before its header.
+            let segment = self.spool.mail.get(number);
+            let damaged = segment.is_some_and(|s| !s.large || !s.slots.is_empty());
+            if log == Log::State || damaged {
                 self.report.add(Damage::Length(log, number));
             }
         }

@@ -790,3 +790,26 @@ fn what_dies_while_it_is_copied_stays_dead() {
         assert!(world.spool.find(id).is_none(), "{id} came back");
     }
 }
+
+// A file is cut so short that none of its groups is left: what was in it cannot be named, except
+// for the last group, but it is not passed over in silence.
+#[test]
+fn a_file_without_any_of_its_groups_is_reported() {
+    let mut world = ready(10);
+    while world.spool.mail.count(|s| s.phase == Phase::Sealed) < 2 {
+        world.append_of(3_000, 1);
+        world.pump();
+        world.end_all_but(|_| false);
+    }
+    world.quiesce();
+    world.spool.close(world.now);
+    world.quiesce();
+    let first = world.live.first().copied();
+    let place = first.and_then(|sequence| world.spool.place(sequence));
+    let number = place.expect("it lives").segment;
+    let file = world.files.get_mut(&(Log::Message, number));
+    file.expect("its file").truncate(2 * BLOCK_BYTES);
+    let (_, report) = recover(&world.files, config(1), world.now);
+    let length = Damage::Length(Log::Message, number);
+    assert!(report.damage.contains(&length), "{report:?}");
+}
