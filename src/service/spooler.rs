@@ -179,6 +179,9 @@ struct Inner<P: Port> {
     poison: Cell<u64>,
 }
 
+/// A reader holds the map of a segment.
+struct InUse;
+
 /// Appends that wait for their group.
 #[derive(Default)]
 struct Waiters {
@@ -609,14 +612,13 @@ impl<P: Port> Spooler<P> {
     /// Forgets the maps of segments that are to be recycled, where no reader holds one.
     fn retry_releases(&self) {
         let inner = &self.0;
-        let mut maps = inner.maps.borrow_mut();
         inner.releasing.borrow_mut().retain(|segment| {
             let segment = *segment;
-            match maps.entry(segment) {
-                Entry::Vacant(_) => inner.core.borrow_mut().released(segment),
-                Entry::Occupied(map) if Arc::strong_count(map.get()) > 1 => return true,
-                Entry::Occupied(map) => {
-                    let (driver, map) = (self.clone(), map.remove());
+            match inner.take_map(segment) {
+                Err(InUse) => return true,
+                Ok(None) => inner.core.borrow_mut().released(segment),
+                Ok(Some(map)) => {
+                    let driver = self.clone();
                     inner.port.spawn(Class::Spool, async move {
                         driver.0.port.unmap(map).await;
                         driver.0.core.borrow_mut().released(segment);
@@ -669,6 +671,15 @@ fn is_full(error: &io::Error) -> bool {
 impl<P: Port> Inner<P> {
     fn path(&self, log: Log, segment: u32) -> PathBuf {
         self.directory.join(log.file_name(segment))
+    }
+
+    /// Takes the map of a segment, if there is one, from those that are kept.
+    fn take_map(&self, segment: u32) -> Result<Option<Arc<P::Map>>, InUse> {
+        match self.maps.borrow_mut().entry(segment) {
+            Entry::Vacant(_) => Ok(None),
+            Entry::Occupied(map) if Arc::strong_count(map.get()) > 1 => Err(InUse),
+            Entry::Occupied(map) => Ok(Some(map.remove())),
+        }
     }
 
     fn wake_at(&self) -> Mono {

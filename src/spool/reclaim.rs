@@ -287,8 +287,7 @@ impl Spool {
     ) {
         assert!(self.reclaim.reads_in_flight > 0, "a copy is read once");
         self.reclaim.reads_in_flight -= 1;
-        let live = self.slot(from).is_some_and(|s| s.state == SlotState::Live);
-        if !live {
+        if self.original(from, id.sequence()).is_none() {
             self.copy_ended(from);
             return;
         }
@@ -322,6 +321,12 @@ impl Spool {
         self.reclaim.reads_in_flight == 0 && !self.copies.is_empty()
     }
 
+    /// The slot that a message is copied from, as long as the message lives there.
+    fn original(&self, from: Place, sequence: u64) -> Option<Slot> {
+        let slot = self.slot(from).copied();
+        slot.filter(|slot| slot.state == SlotState::Live && slot.sequence == sequence)
+    }
+
     fn copy_ended(&mut self, from: Place) {
         assert!(self.reclaim.copies_in_flight > 0, "a copy ends once");
         self.reclaim.copies_in_flight -= 1;
@@ -338,12 +343,9 @@ impl Spool {
             let Origin::Copy(from) = copy.origin else {
                 unreachable!("only copies are among copies");
             };
-            let live =
-                |slot: &Slot| slot.state == SlotState::Live && slot.sequence == copy.id.sequence();
-            if self.slot(from).is_some_and(live) {
-                self.copies.push_back(copy);
-            } else {
-                self.copy_ended(from);
+            match self.original(from, copy.id.sequence()) {
+                Some(_) => self.copies.push_back(copy),
+                None => self.copy_ended(from),
             }
         }
     }
@@ -386,9 +388,7 @@ impl Spool {
             // Also one that died meanwhile: its record is found here once its original is gone.
             checkpoint.segments.insert(0, number);
         }
-        let old = self.slot(from).copied();
-        let alive = old.filter(|s| s.state == SlotState::Live && s.sequence == slot.sequence);
-        let (Some(old), true) = (alive, trusted) else {
+        let (Some(old), true) = (self.original(from, slot.sequence), trusted) else {
             // Died meanwhile, or not trusted: the copy does not count. If the message lives, its
             // original does.
             let state = if trusted {

@@ -2,7 +2,7 @@
 //! PIPELINING and not CHUNKING.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
@@ -11,8 +11,7 @@ use crate::harness::{Client, Daemon, free_address};
 const MESSAGES: usize = 40;
 
 /// What the receiver saw at once whenever a content ended: how many commands MAIL came with it.
-fn receiver(address: SocketAddr, begin: Receiver<()>) -> Vec<usize> {
-    let listener = TcpListener::bind(address).unwrap();
+fn receiver(listener: &TcpListener, begin: &Receiver<()>) -> Vec<usize> {
     let (mut stream, _) = listener.accept().unwrap();
     begin.recv().unwrap();
     stream.write_all(b"220 sink.test\r\n").unwrap();
@@ -53,8 +52,9 @@ fn receiver(address: SocketAddr, begin: Receiver<()>) -> Vec<usize> {
 #[test]
 fn the_next_commands_go_with_the_content() {
     let address = free_address();
+    let listener = TcpListener::bind(address).unwrap();
     let (begin, begun) = channel();
-    let receiver = thread::spawn(move || receiver(address, begun));
+    let receiver = thread::spawn(move || receiver(&listener, &begun));
     let one = "[delivery]\nconnections_max = 1\nmessages_per_connection = 1000\n";
     let daemon = Daemon::start_with(address, "", |text| text + one);
     let mut client = Client::greeted(daemon.address);

@@ -1,10 +1,8 @@
 //! spooler::load - what recovery found, handed to the queue.
 
-use std::collections::hash_map::Entry;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use crate::engine::Port;
@@ -142,11 +140,9 @@ impl<P: Port> Inner<P> {
     /// What was read counts as memory of the process as long as it is mapped: 2.4 GiB of heads for
     /// 10 million messages.
     async fn let_go(&self, segment: u32) {
-        let map = match self.maps.borrow_mut().entry(segment) {
-            Entry::Occupied(map) if Arc::strong_count(map.get()) == 1 => map.remove(),
-            Entry::Occupied(_) | Entry::Vacant(_) => return,
-        };
-        self.port.unmap(map).await;
+        if let Ok(Some(map)) = self.take_map(segment) {
+            self.port.unmap(map).await;
+        }
     }
 
     /// Brings the records of waiting messages into memory, where they can be read. One after the

@@ -709,6 +709,15 @@ fn a_message_with_a_whole_record_is_not_lost() {
 }
 
 impl World {
+    /// Stores messages until so many segments are full.
+    fn fill(&mut self, segments: u32) {
+        while self.spool.mail.count(|s| s.phase == Phase::Sealed) < segments {
+            self.append_of(3_000, 1);
+            self.pump();
+            self.end_all_but(|_| false);
+        }
+    }
+
     /// The only recipient of a message is settled, and that goes to the disk now.
     fn settle_now(&mut self, id: MessageId, kind: SettlementKind) {
         let settlement = Settlement {
@@ -745,11 +754,7 @@ impl World {
 #[test]
 fn what_dies_while_it_is_copied_stays_dead() {
     let mut world = ready(9);
-    while world.spool.mail.count(|s| s.phase == Phase::Sealed) < 8 {
-        world.append_of(3_000, 1);
-        world.pump();
-        world.end_all_but(|_| false);
-    }
+    world.fill(8);
     // Of each segment one message lives: the first victim is copied, and stays in flight.
     let mut kept = BTreeSet::new();
     for sequence in world.live.clone() {
@@ -796,11 +801,7 @@ fn what_dies_while_it_is_copied_stays_dead() {
 #[test]
 fn a_file_without_any_of_its_groups_is_reported() {
     let mut world = ready(10);
-    while world.spool.mail.count(|s| s.phase == Phase::Sealed) < 2 {
-        world.append_of(3_000, 1);
-        world.pump();
-        world.end_all_but(|_| false);
-    }
+    world.fill(2);
     world.quiesce();
     world.spool.close(world.now);
     world.quiesce();
