@@ -129,6 +129,15 @@ impl Spool {
         }
     }
 
+    /// Whether a group can be in its segment still: nothing else was written there since, as far as
+    /// is known of a segment whose header the disk does not give.
+    pub(super) fn may_hold(&self, void: &Void) -> bool {
+        self.mail.get(void.segment).is_some_and(|segment| {
+            let unknown = segment.unread && segment.phase == Phase::LeftAlone;
+            unknown || segment.stamp.generation == void.generation
+        })
+    }
+
     /// Notes that a group is not whole, so that no later recovery calls it damage. Until the note
     /// is durable no group vouches for this one.
     pub(super) fn void(&mut self, segment: u32, group: u64) {

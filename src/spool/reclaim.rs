@@ -472,6 +472,9 @@ impl Spool {
         let segments = self.mail.iter().filter(|(_, s)| !s.slots.is_empty());
         let segments = segments.map(|(number, _)| number).collect();
         self.push_roster();
+        let mut voids = std::mem::take(&mut self.voids);
+        voids.retain(|void| self.may_hold(void));
+        self.voids = voids;
         let Self {
             voids,
             tails,
@@ -484,10 +487,6 @@ impl Spool {
                 .is_some_and(|s| s.stamp.generation == t.generation)
         });
         tails.iter().for_each(|tail| push_roster(chores, tail));
-        voids.retain(|v| {
-            mail.get(v.segment)
-                .is_some_and(|s| s.stamp.generation == v.generation)
-        });
         chores.extend(voids.iter().map(|v| StateRecord::Void {
             group: v.group,
             generation: v.generation,

@@ -44,7 +44,8 @@ impl Recovery {
             }
         }
         let known = std::mem::take(&mut self.voids);
-        let mut known: BTreeSet<Void> = known.into_iter().filter(|v| self.is_current(v)).collect();
+        let spool = &self.spool;
+        let mut known: BTreeSet<Void> = known.into_iter().filter(|v| spool.may_hold(v)).collect();
         self.spool.voids.extend(known.iter().copied());
         self.spool.voids.sort_unstable();
         self.spool.voids.dedup();
