@@ -235,6 +235,11 @@ impl Spool {
     ) {
         if !trusted {
             // Written again, elsewhere: the information is ours, the sectors are not trusted.
+            if let Some(checkpoint) = &mut self.checkpoint
+                && !records.is_empty()
+            {
+                checkpoint.goes_on();
+            }
             for record in records.into_iter().rev() {
                 self.chores.push_front(record);
             }

@@ -53,6 +53,13 @@ pub(super) struct Checkpoint {
     emitted: Option<u64>,
 }
 
+impl Checkpoint {
+    /// Records of it may have to be written again: the group that will be the last is not known.
+    pub(super) fn goes_on(&mut self) {
+        self.emitted = None;
+    }
+}
+
 impl Spool {
     /// Tells that whoever took recovery's messages over has them all: segments may be emptied now.
     pub fn enable_reclaim(&mut self) {
@@ -558,7 +565,7 @@ impl Spool {
         self.write_down_dead(dead);
     }
 
-    fn write_down_dead(&mut self, mut dead: Vec<u64>) {
+    pub(super) fn write_down_dead(&mut self, mut dead: Vec<u64>) {
         dead.sort_unstable();
         dead.dedup();
         let mut at = 0;
