@@ -97,12 +97,12 @@ impl Spool {
 
     /// Once every piece is durable, the head follows.
     fn write_large_head(&mut self) {
+        let may = self.graves.is_empty() && self.knows_its_numbers();
         let Some(job) = &mut self.job else { return };
         let done = job
             .pending
             .as_ref()
             .is_some_and(|p| job.pieces_in_flight == 0 && job.written == p.content.len());
-        let may = self.graves.is_empty();
         if !done || !may || self.mail.groups_in_flight >= limits::SPOOL_GROUPS_IN_FLIGHT_MAX {
             return;
         }

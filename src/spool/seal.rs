@@ -42,7 +42,16 @@ impl Spool {
         torn.fold(lowest, u64::min)
     }
 
+    /// Whether it is on disk which groups this life could not read, if any. Before it is, it writes
+    /// none of its own: the next life would know of neither, and take numbers that are given.
+    pub(super) fn knows_its_numbers(&self) -> bool {
+        self.doubts.iter().all(|doubt| doubt.noted)
+    }
+
     pub(super) fn seal_mail(&mut self) {
+        if !self.knows_its_numbers() {
+            return;
+        }
         while self.mail.groups_in_flight < limits::SPOOL_GROUPS_IN_FLIGHT_MAX
             && self.mail_failure.is_none()
         {

@@ -222,7 +222,7 @@ impl Spool {
             Log::Message => self.mail_failure = failure,
             Log::State => self.state_failure = failure,
         }
-        if log == Log::Message || !self.graves.is_empty() {
+        if log == Log::Message || !self.graves.is_empty() || !self.knows_its_numbers() {
             self.refuse_waiting(refusal);
         }
     }
