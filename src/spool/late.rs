@@ -151,12 +151,18 @@ impl Spool {
         let ended = slots
             .iter()
             .filter(|slot| slot.state == SlotState::Dead && slot.sequence < limit);
-        let before = late.replay.dead.len();
-        late.replay
-            .dead
-            .extend(ended.map(|slot| (slot.sequence, slot.sequence + 1)));
-        if late.replay.dead.len() > before {
-            late.replay.sort();
+        let ended: Vec<u64> = ended.map(|slot| slot.sequence).collect();
+        if ended.is_empty() {
+            return;
+        }
+        let runs = ended.iter().map(|sequence| (*sequence, sequence + 1));
+        late.replay.dead.extend(runs);
+        late.replay.sort();
+        if let Some(checkpoint) = &mut self.checkpoint {
+            // It began before, and finds these slots no more.
+            checkpoint.goes_on();
+            self.write_down_dead(ended);
+            self.due(Mono(0));
         }
     }
 

@@ -81,6 +81,8 @@ struct Promise {
 struct World {
     random: Random,
     faults: Faults,
+    /// Percent of settlements that do not wait for company.
+    hurry: u64,
     spool: Spool,
     files: Files,
     in_flight: Vec<Action>,
@@ -189,6 +191,7 @@ impl World {
         Self {
             random: Random(seed),
             faults,
+            hurry: [0, 25, 100][(seed % 3) as usize],
             spool,
             files: Files::new(),
             in_flight: Vec::new(),
@@ -426,6 +429,10 @@ impl World {
             return;
         }
         let count = 1 + self.random.below(open.len());
+        if self.random.chance(self.hurry) {
+            // Alone in its group, as where settlements come sparsely.
+            self.spool.due(self.now);
+        }
         for recipient in open.iter().take(count) {
             promise.asked.insert(*recipient);
             let kind = SettlementKind::Delivered;
