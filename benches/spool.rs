@@ -1,6 +1,7 @@
 //! What the spool's core costs: appending and laying out messages of 10 KiB, and recovering heads.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -17,6 +18,7 @@ fn config() -> SpoolConfig {
         state_segment_bytes: 4 << 20,
         low_water_bytes: 0,
         free_kept: 4,
+        settle_wait: Duration::from_millis(2),
         seed: 1,
     }
 }

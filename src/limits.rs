@@ -273,8 +273,9 @@ pub const SPOOL_GROUP_BYTES_MAX: usize = 1 << 20;
 /// tail is short.
 pub const SPOOL_GROUPS_IN_FLIGHT_MAX: u32 = 4;
 
-/// Longest wait of a settlement for company, in microseconds.
-pub const SPOOL_SETTLE_WAIT_US: u64 = 2_000;
+/// Longest wait of a settlement for company where settlements come further apart than this, in
+/// microseconds: company is not worth waiting for then, and what waits at a crash is sent again.
+pub const SPOOL_SETTLE_SPARSE_US: u64 = 250;
 
 /// Settlements of one state group: 64 KiB of records.
 pub const SPOOL_SETTLEMENTS_PER_GROUP_MAX: usize = 2_000;

@@ -26,6 +26,7 @@ pub fn spooler(snapshot: &Snapshot, number: u16) -> SpoolerConfig {
         shard: number,
         segment_bytes: snapshot.spool.segment_size,
         low_water_bytes: snapshot.spool.free_space_min,
+        settle_wait: snapshot.spool.settle_wait,
     }
 }
 

@@ -56,6 +56,7 @@ fn store(scale: Scale<'_>, messages: u64, tasks: u64) -> Outcome<Stored> {
         shard: 0,
         segment_bytes: limits::SPOOL_SEGMENT_BYTES,
         low_water_bytes: 0,
+        settle_wait: Duration::from_millis(2),
     };
     runtime.run(async move {
         let opened = Spooler::open(port.clone(), config).await;

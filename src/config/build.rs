@@ -433,6 +433,7 @@ fn build_spool(row: &Row) -> Option<Spool> {
         poison_crashes: u32::try_from(cell!(row, "poison_crashes", Number)?).ok()?,
         segment_size: cell!(row, "segment_size", Number)?,
         free_space_min: cell!(row, "free_space_min", Number)?,
+        settle_wait: cell!(row, "settle_wait", Duration)?,
     })
 }
 

@@ -501,6 +501,19 @@ pub const PARAMETERS: &[Parameter] = &[
     ),
     row(
         "spool",
+        "settle_wait",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 100,
+        },
+        Absent::Default("\"2ms\""),
+        "\"10ms\"",
+        "How long the result of a delivery may wait to be written with others, a quarter of a \
+         millisecond at most where results come slowly. What still waits when the power goes is \
+         sent again; what is written alone costs a write of its own.",
+    ),
+    row(
+        "spool",
         "poison_crashes",
         Kind::Integer { min: 1, max: 100 },
         Absent::Default("3"),

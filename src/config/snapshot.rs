@@ -164,6 +164,8 @@ pub struct Spool {
     pub segment_size: u64,
     /// Free bytes of the file system under which new mail is refused with 452.
     pub free_space_min: u64,
+    /// Longest time that a result of a delivery waits to be written with others.
+    pub settle_wait: Duration,
 }
 
 /// `[log]`.

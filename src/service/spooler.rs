@@ -79,6 +79,8 @@ pub struct SpoolerConfig {
     /// Below this much free space new mail is refused with [`AppendError::Full`]; at most a
     /// sixteenth of what the spool could have.
     pub low_water_bytes: u64,
+    /// Longest time that a settlement waits to be written with others.
+    pub settle_wait: Duration,
 }
 
 /// Why a spool cannot be opened.

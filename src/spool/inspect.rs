@@ -7,6 +7,7 @@
 //! calls this holds the lock of the data directory.
 
 use std::io;
+use std::time::Duration;
 
 use crate::message::MessageId;
 use crate::time::{Mono, Wall};
@@ -109,6 +110,7 @@ impl<F: Files> Inspection<F> {
             state_segment_bytes: crate::limits::SPOOL_STATE_SEGMENT_BYTES,
             low_water_bytes: 0,
             free_kept: 4,
+            settle_wait: Duration::ZERO,
             seed: 0,
         };
         let mut recovery = Recovery::new(config);

@@ -205,11 +205,24 @@ impl Spool {
             let Some(number) = self.state_room() else {
                 return;
             };
+            self.note_settling(now);
             self.seal_state_group(number);
         }
         if self.settlements.is_empty() && self.chores.is_empty() {
             self.settle_due = Mono::NEVER;
         }
+    }
+
+    /// How fast settlements come decides how long the next ones wait: at 1,000 a second, 2 ms of
+    /// waiting would bring two together, and as many more again at each crash.
+    fn note_settling(&mut self, now: Mono) {
+        let count = self.settlements.len() as u64;
+        if count == 0 {
+            return;
+        }
+        let apart = now.since(self.settled_at).as_micros() as u64 / count;
+        self.settled_sparsely = apart >= limits::SPOOL_SETTLE_SPARSE_US;
+        self.settled_at = now;
     }
 
     /// Whether a state group could be written now.

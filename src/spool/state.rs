@@ -39,6 +39,8 @@ pub struct SpoolConfig {
     pub low_water_bytes: u64,
     /// Free message segments kept for mail to come.
     pub free_kept: u32,
+    /// Longest wait of a settlement for company.
+    pub settle_wait: Duration,
     /// Random, for salts.
     pub seed: u64,
 }
@@ -211,6 +213,9 @@ pub struct Spool {
     pub(super) settlements: VecDeque<Settlement>,
     pub(super) chores: VecDeque<StateRecord>,
     pub(super) settle_due: Mono,
+    /// When settlements were handed to a group the last time, and whether they came sparsely.
+    pub(super) settled_at: Mono,
+    pub(super) settled_sparsely: bool,
     pub(super) flights: Vec<Option<Flight>>,
     pub(super) tickets: Vec<u32>,
     pub(super) mail_unproven: Vec<u64>,
@@ -270,6 +275,8 @@ impl Spool {
             settlements: VecDeque::new(),
             chores: VecDeque::new(),
             settle_due: Mono::NEVER,
+            settled_at: Mono(0),
+            settled_sparsely: true,
             flights: Vec::new(),
             tickets: Vec::new(),
             mail_unproven: Vec::new(),
@@ -391,7 +398,11 @@ impl Spool {
             return true;
         }
         self.settlements.push_back(settlement);
-        self.due(now.after(Duration::from_micros(limits::SPOOL_SETTLE_WAIT_US)));
+        let mut wait = self.config.settle_wait;
+        if self.settled_sparsely {
+            wait = wait.min(Duration::from_micros(limits::SPOOL_SETTLE_SPARSE_US));
+        }
+        self.due(now.after(wait));
         true
     }
 

@@ -7,6 +7,7 @@
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -102,6 +103,7 @@ fn config(seed: u64) -> SpoolConfig {
         state_segment_bytes: STATE_SEGMENT,
         low_water_bytes: 0,
         free_kept: 4,
+        settle_wait: Duration::from_millis(2),
         seed,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::engine::Port;
 use crate::lab::LabError;
@@ -24,6 +25,7 @@ pub(super) fn enter(data: &Path, books: &mut Books) -> Result<(), LabError> {
             shard,
             segment_bytes: 64 << 20,
             low_water_bytes: 0,
+            settle_wait: Duration::ZERO,
         };
         let entered = runtime.run(enter_one(port, config, books));
         entered.map_err(|error| LabError::File(directory, std::io::Error::other(error)))?;

@@ -300,6 +300,7 @@ fn sizes(config: &SpoolerConfig, budget: u64, seed: u64) -> SpoolConfig {
             limits::SPOOL_LOW_WATER_BYTES => limits::SPOOL_LOW_WATER_BYTES.min(budget / 16),
             chosen => chosen,
         },
+        settle_wait: config.settle_wait,
         // What a backlog leaves is used again by the next one, where the disk has room for it.
         free_kept: u32::try_from(budget / 64 / segment.max(1))
             .unwrap_or(u32::MAX)
@@ -391,6 +392,7 @@ mod tests {
             shard: 0,
             segment_bytes: crate::limits::SPOOL_SEGMENT_BYTES,
             low_water_bytes: 0,
+            settle_wait: std::time::Duration::ZERO,
         };
         let kept = |gib: u64| sizes(&config, gib << 30, 1).free_kept;
         assert_eq!((kept(1), kept(32), kept(1024)), (4, 8, 16));

@@ -34,6 +34,7 @@ fn config() -> SpoolerConfig {
         shard: 0,
         segment_bytes: 1 << 20,
         low_water_bytes: 0,
+        settle_wait: Duration::from_millis(2),
     }
 }
 

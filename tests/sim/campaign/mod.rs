@@ -63,6 +63,8 @@ struct Scenario {
     messages: u64,
     bytes_max: u64,
     segment_bytes: u64,
+    /// Longest wait of a settlement for company, in milliseconds.
+    settle_wait: u64,
     recipients_max: u64,
     sessions: u64,
     /// Longest pause of a sender before a message, in milliseconds.
@@ -117,6 +119,7 @@ impl Scenario {
         Self {
             depth,
             connections: manners.within(&(1..=4)),
+            settle_wait: [0, 2, 2, 20][manners.index(4)],
             seed,
             shards: u16::try_from(random.within(&(1..=3))).unwrap_or(1),
             messages: random.within(&(1..=30)),
@@ -151,12 +154,12 @@ impl Scenario {
              idle_timeout = \"2m\"\nmax_message_size = \"512KiB\"\n\
              [delivery]\nport = 25\nconnections_max = {}\npipeline_depth = {depth}\n\
              retry = [\"5s\", \"30s\", \"1m\"]\nexpire = \"30d\"\nconnect_timeout = \"10s\"\n\
-             [spool]\nsegment_size = \"1MiB\"\nfree_space_min = \"1MiB\"\n\
+             [spool]\nsegment_size = \"1MiB\"\nfree_space_min = \"1MiB\"\nsettle_wait = \"{}ms\"\n\
              [[source]]\nname = \"a\"\naddress = \"10.0.0.2\"\nhelo = \"a.node.test\"\n\
              [[source]]\nname = \"b\"\naddress = \"10.0.0.3\"\nhelo = \"b.node.test\"\n\
              [[pool]]\nname = \"default\"\nsources = [{{ source = \"a\" }}, \
               {{ source = \"b\" }}]\n",
-            self.shards, self.connections,
+            self.shards, self.connections, self.settle_wait,
         )
     }
 }
