@@ -5,6 +5,7 @@
 //! `None`, and a value only if its checksum holds.
 
 use crate::engine::Block;
+use crate::limits;
 use crate::message::MessageId;
 use crate::time::Wall;
 
@@ -405,9 +406,13 @@ impl MessageRecord {
             return None;
         }
         let id = u64_at(fixed, 8)?;
-        let shard = u16::try_from(id >> 52).ok()?;
+        let id = MessageId(id);
+        // Any bytes may stand here: there are ids of no shard.
+        if id.shard() >= limits::SHARDS_MAX {
+            return None;
+        }
         Some(Self {
-            id: MessageId::new(shard, id & ((1 << 52) - 1)),
+            id,
             received_at: Wall(u64_at(fixed, 16)?),
             generation,
             recipients: u32_at(fixed, 28)?,
