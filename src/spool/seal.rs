@@ -55,24 +55,28 @@ impl Spool {
         while self.mail.groups_in_flight < limits::SPOOL_GROUPS_IN_FLIGHT_MAX
             && self.mail_failure.is_none()
         {
-            let copies = if self.copies_are_ready() {
-                self.copies.front()
-            } else {
-                None
+            if self.copies_are_ready()
+                && let Some(first) = self.copies.front()
+            {
+                let need = mail_group_bytes(first.bytes(), &self.last);
+                if let Some(number) = self.room_for(need as u64, true) {
+                    self.seal_group(number, true);
+                    continue;
+                }
+                // New mail must not wait for what may come when others have left.
+            }
+            let Some(first) = self.fresh.front() else {
+                return;
             };
-            let (first, copy) = match (copies, self.fresh.front()) {
-                (Some(first), _) => (first, true),
-                (None, Some(first)) if self.graves.is_empty() => (first, false),
-                _ => return,
-            };
-            if !copy && self.mail.groups_in_flight > 0 && !self.fresh_fills_a_group() {
+            let waits = self.mail.groups_in_flight > 0 && !self.fresh_fills_a_group();
+            if waits || !self.graves.is_empty() {
                 return;
             }
             let need = mail_group_bytes(first.bytes(), &self.last);
-            let Some(number) = self.room_for(need as u64, copy) else {
+            let Some(number) = self.room_for(need as u64, false) else {
                 return;
             };
-            self.seal_group(number);
+            self.seal_group(number, false);
         }
     }
 
@@ -122,16 +126,18 @@ impl Spool {
         None
     }
 
-    fn seal_group(&mut self, number: u32) {
+    /// Writes a group of what waits; `copies` first, if they have room.
+    fn seal_group(&mut self, number: u32, copies: bool) {
         let room = (self.mail.at(number).room() as usize).min(limits::SPOOL_GROUP_BYTES_MAX);
         let (mut messages, slots) = self.batches.pop().unwrap_or_default();
         let mut bytes = 0;
         loop {
-            let ready = self.copies_are_ready();
-            let queue = if ready {
+            let queue = if copies && self.copies_are_ready() {
                 &mut self.copies
-            } else {
+            } else if self.graves.is_empty() {
                 &mut self.fresh
+            } else {
+                break;
             };
             let Some(next) = queue.front() else { break };
             let more = bytes + next.bytes();

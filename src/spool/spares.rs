@@ -201,6 +201,11 @@ impl Spool {
                 failure.retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
                 failure.probing = false;
             }
+            let gated = !self.graves.is_empty() || !self.knows_its_numbers();
+            if gated && self.state_is_starved() {
+                // What must be written before any mail has no place.
+                self.refuse_waiting(AppendError::Full);
+            }
             return;
         }
         self.fail(log, outcome, now);
