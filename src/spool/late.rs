@@ -14,14 +14,15 @@ use crate::time::Mono;
 
 use super::commit::slot_of;
 use super::format::{
-    HeaderRead, Log, MessageRecord, SEGMENT_HEADER_BYTES, SegmentHeader, Stamp, StateRecord,
-    checksum,
+    GroupHeader, HeaderRead, Log, MessageRecord, SEGMENT_HEADER_BYTES, SegmentHeader, Stamp,
+    StateRecord, checksum,
 };
 use super::index::{Place, Slot, SlotState};
 use super::recover::{Found, Scan, Step, add_run, elect_stamp, has_run};
 use super::replay::Replay;
+use super::rescue::Served;
 use super::segment::Phase;
-use super::state::{Spool, Void};
+use super::state::{Doubt, Spool, Void};
 use super::types::SettlementKind;
 
 /// What recovery knew.
@@ -219,8 +220,13 @@ impl Spool {
         };
         walk(file, stamp, |found| {
             let header = &found.header;
-            let doubted = log == Log::Message && self.is_doubted(number, header.sequence);
-            let vouched = header.sequence < proven && !doubted;
+            let void = Void {
+                group: header.sequence,
+                generation: stamp.generation,
+                segment: number,
+            };
+            let void = self.is_doubted(number, header.sequence) || self.voids.contains(&void);
+            let vouched = header.sequence < proven && !(log == Log::Message && void);
             if found.whole && header.offset == found.at && !vouched {
                 let at = found.at as usize;
                 out.push(at..at + header.total_len as usize);
@@ -258,11 +264,11 @@ impl Spool {
             None => out.damaged += 1,
         }
         self.judge_mentioned(&mut late);
-        if log == Log::Message {
-            self.doubts.retain(|doubt| doubt.segment != number);
-        }
         self.damaged += out.damaged;
-        if !self.unread().is_empty() {
+        if self.unread().is_empty() {
+            // Until then a roster that cannot be read may name groups of what can.
+            self.doubts.clear();
+        } else {
             self.late = Some(late);
         }
         if !self.chores.is_empty() {
@@ -379,7 +385,9 @@ impl Spool {
                 if (!vouched || misplaced) && !is_whole(&record, file) {
                     torn = true;
                     out.damaged += u64::from(vouched);
-                    self.give_up(place, record.id.sequence());
+                    if self.give_up(place, record.id.sequence()) == Served::Unseen {
+                        out.waiting.push(record.id);
+                    }
                     continue;
                 }
                 let live = self.slot(place).is_some_and(|s| s.state == SlotState::Live);
@@ -391,6 +399,10 @@ impl Spool {
                 self.void(number, sequence);
             }
         });
+        if let Some(checkpoint) = &mut self.checkpoint {
+            // It may have begun before, and these records are found from now on.
+            checkpoint.also(number);
+        }
     }
 
     /// Messages with a record in `file` that ended in this life, while another record of theirs
@@ -415,10 +427,28 @@ impl Spool {
         late.replay.sort();
     }
 
-    /// A record that is not whole, of a group that was never known to be: it was not acknowledged,
-    /// unless it is a copy. So while another record of the message may be where nothing could be
-    /// read, the message is not buried.
-    pub(super) fn give_up(&mut self, place: Place, sequence: u64) {
+    /// A record that is not whole, of a group that was never known to be: another record of the
+    /// message counts from now on, or it ends.
+    fn give_up(&mut self, place: Place, sequence: u64) -> Served {
+        let Some(slot) = self.slot(place).copied() else {
+            return Served::No;
+        };
+        if slot.state == SlotState::Live {
+            let others = self.other_records(MessageId::new(self.config.shard, sequence));
+            let unread = |place: &Place| self.mail.get(place.segment).is_none_or(|s| s.unread);
+            let others = others.into_iter().map(|(other, _)| other);
+            if let Some(other) = others.min_by_key(unread) {
+                return self.count_instead(place, slot, other, SlotState::Torn);
+            }
+        }
+        self.end_unproven(place, sequence);
+        Served::No
+    }
+
+    /// A record that is not whole, of a group that was never known to be, and there is no other of
+    /// the message: it was not acknowledged, unless it is a copy. So while another one may be where
+    /// nothing could be read, the message is not buried.
+    pub(super) fn end_unproven(&mut self, place: Place, sequence: u64) {
         let Some(slot) = self.slot(place).copied() else {
             return;
         };
@@ -465,14 +495,9 @@ impl Spool {
         walk(file, stamp, |found| {
             let group = found.header.sequence;
             self.state.group_sequence = self.state.group_sequence.max(group.saturating_add(1));
-            if !found.whole && group >= late.state_proven {
-                self.state_torn.push(Void {
-                    group,
-                    generation: stamp.generation,
-                    segment: number,
-                });
-            } else if !found.whole {
-                out.damaged += 1;
+            if !found.whole {
+                out.damaged += u64::from(group < late.state_proven);
+                self.note_torn_state(late, number, &found.header);
             }
             for record in found.states() {
                 match record {
@@ -507,9 +532,12 @@ impl Spool {
                             segment,
                         });
                     }
-                    // What this life doubts itself it has written down.
-                    StateRecord::Roster { .. } | StateRecord::Doubt { .. } | StateRecord::Clean => {
-                    }
+                    StateRecord::Doubt {
+                        first,
+                        end,
+                        segment,
+                    } => self.doubt_late(segment, first, end),
+                    StateRecord::Roster { .. } | StateRecord::Clean => {}
                 }
             }
         });
@@ -519,6 +547,31 @@ impl Spool {
         late.replay.sort();
         if new_dead {
             self.end_all(&late.replay, late.limit);
+        }
+    }
+
+    /// A state group is not whole: that is no damage if nobody vouches for it.
+    fn note_torn_state(&mut self, late: &Late, segment: u32, header: &GroupHeader) {
+        if header.sequence >= late.state_proven {
+            self.state_torn.push(Void {
+                group: header.sequence,
+                generation: header.stamp.generation,
+                segment,
+            });
+        }
+    }
+
+    /// What an earlier life doubted, and recovery could not know.
+    fn doubt_late(&mut self, segment: u32, first: u64, end: u64) {
+        self.mail.group_sequence = self.mail.group_sequence.max(end);
+        let same = |doubt: &Doubt| (doubt.segment, doubt.first, doubt.end) == (segment, first, end);
+        if !self.doubts.iter().any(same) {
+            self.doubts.push(Doubt {
+                segment,
+                first,
+                end,
+                noted: true,
+            });
         }
     }
 

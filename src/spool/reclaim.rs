@@ -58,6 +58,13 @@ impl Checkpoint {
     pub(super) fn goes_on(&mut self) {
         self.emitted = None;
     }
+
+    /// The slots of this segment are to be written down, too.
+    pub(super) fn also(&mut self, number: u32) {
+        if !self.segments.contains(&number) {
+            self.segments.insert(0, number);
+        }
+    }
 }
 
 impl Spool {
@@ -103,13 +110,13 @@ impl Spool {
             self.mail.at(number).phase = Phase::Releasing;
             self.actions.push_back(Action::Release { segment: number });
         }
-        // A state segment is spent when a checkpoint says so; one whose header failed holds
-        // nothing.
+        // A state segment is spent when a checkpoint says so; one whose header failed, or in which
+        // recovery found nothing, holds nothing.
         while let Some(number) = self
             .state
-            .find(|s| s.is_spent() && !s.stuck && s.suspect && s.write_offset == 0)
+            .find(|s| s.is_spent() && !s.stuck && s.write_offset == 0)
         {
-            self.drop_file(Log::State, number);
+            self.recycle_state(number);
         }
     }
 
@@ -388,12 +395,10 @@ impl Spool {
 
     pub(super) fn copy_written(&mut self, number: u32, from: Place, slot: Slot, trusted: bool) {
         self.copy_ended(from);
-        if let Some(checkpoint) = &mut self.checkpoint
-            && !checkpoint.segments.contains(&number)
-        {
+        if let Some(checkpoint) = &mut self.checkpoint {
             // The running checkpoint may miss it on either side; it comes to it again in the end.
             // Also one that died meanwhile: its record is found here once its original is gone.
-            checkpoint.segments.insert(0, number);
+            checkpoint.also(number);
         }
         let (Some(old), true) = (self.original(from, slot.sequence), trusted) else {
             // Died meanwhile, or not trusted: the copy does not count. If the message lives, its
@@ -660,18 +665,23 @@ impl Spool {
                 .is_some_and(|s| s.stamp.generation == torn.generation)
         });
         for number in checkpoint.old {
-            let Some(segment) = self.state.get(number) else {
-                continue;
-            };
-            let odd = segment.suspect || segment.len != self.config.state_segment_bytes;
-            let spare = self
-                .state
-                .count(|s| matches!(s.phase, Phase::Free | Phase::Stamping));
-            if odd || spare >= 2 * limits::SPOOL_SPARE_SEGMENTS {
-                self.drop_file(Log::State, number);
-            } else {
-                self.restamp(Log::State, number);
+            if self.state.get(number).is_some() {
+                self.recycle_state(number);
             }
+        }
+    }
+
+    /// What a state segment says does not matter any more.
+    fn recycle_state(&mut self, number: u32) {
+        let spare = self
+            .state
+            .count(|s| matches!(s.phase, Phase::Free | Phase::Stamping));
+        let segment = self.state.at(number);
+        let odd = segment.suspect || segment.len != self.config.state_segment_bytes;
+        if odd || spare >= 2 * limits::SPOOL_SPARE_SEGMENTS {
+            self.drop_file(Log::State, number);
+        } else {
+            self.restamp(Log::State, number);
         }
     }
 

@@ -432,15 +432,14 @@ impl Recovery {
         {
             self.rosters.insert(roster.sequence, roster);
         }
-        let doubted = self.is_doubted(number, sequence);
-        self.note_tail(Log::Message, number, found, doubted);
         let misplaced = header.offset != found.at;
         let generation = header.stamp.generation;
         let void = self.voids.contains(&Void {
             group: sequence,
             generation,
             segment: number,
-        }) || doubted;
+        }) || self.is_doubted(number, sequence);
+        self.note_tail(Log::Message, number, found, void);
         let unproven = sequence >= self.proven || misplaced || void;
         let first = self.spool.mail.at(number).slots.len() as u32;
         for (record, offset, _) in found.messages() {
@@ -474,19 +473,19 @@ impl Recovery {
         }
     }
 
-    fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, doubted: bool) {
+    /// Notes a group that nothing vouches for; `void` where it does not matter what others say.
+    fn note_tail(&mut self, log: Log, number: u32, found: &Found<'_>, void: bool) {
         let header = &found.header;
         let proven = match log {
             Log::Message => self.proven,
             Log::State => self.state_proven,
         };
-        let vouched = header.sequence < proven && !doubted;
+        let vouched = header.sequence < proven && !void;
         self.filled.insert((log, number));
         if found.whole && header.offset == found.at && !vouched {
             let at = found.at as usize;
             let range = at..at + header.total_len as usize;
-            self.tail
-                .push((log, number, range, header.sequence, doubted));
+            self.tail.push((log, number, range, header.sequence, void));
         }
     }
 
@@ -558,6 +557,13 @@ impl Recovery {
             self.spool.chores.push_back(new.record());
             self.spool.doubts.extend(doubts);
         }
+        // What can be read again stays doubted: a roster that cannot be read may name its groups.
+        let unread = |doubt: &Doubt| self.spool.mail.get(doubt.segment).is_some_and(|s| s.unread);
+        let mut doubts = std::mem::take(&mut self.doubts);
+        doubts.retain(|doubt| !unread(doubt));
+        doubts.sort_unstable_by_key(|doubt| (doubt.segment, doubt.first, doubt.end));
+        doubts.dedup();
+        self.spool.doubts.append(&mut doubts);
     }
 
     /// Ends recovery.
@@ -596,6 +602,13 @@ impl Recovery {
         let numbers: Vec<u32> = self.spool.mail.iter().map(|(number, _)| number).collect();
         for number in numbers {
             self.spool.mail.at(number).slots.shrink_to_fit();
+        }
+        // A spare one of the life before: where no file can be made, there is no other.
+        for (number, _) in self.order(Log::State) {
+            let segment = self.spool.state.at(number);
+            if !segment.unread && !self.filled.contains(&(Log::State, number)) {
+                segment.write_offset = 0;
+            }
         }
         if self.report.is_damaged() {
             self.spool.damaged = self.spool.damaged.max(1);

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use crate::message::MessageId;
 
-use super::index::{Place, SlotState};
+use super::index::{Place, Slot, SlotState};
 use super::segment::Phase;
 use super::state::{Extent, Spool, Waiting};
 
@@ -99,9 +99,20 @@ impl Spool {
         let (Some((old, slot)), true) = (slot, self.other_records(id).contains(&whole)) else {
             return Served::No;
         };
-        let (new, _) = whole;
         self.damaged += 1;
-        self.mail.at(old.segment).retire(old.slot, SlotState::Torn);
+        self.count_instead(old, slot, whole.0, SlotState::Torn)
+    }
+
+    /// The live slot at `old` is in `state` from now on, and the record at `new` counts.
+    pub(super) fn count_instead(
+        &mut self,
+        old: Place,
+        slot: Slot,
+        new: Place,
+        state: SlotState,
+    ) -> Served {
+        let sequence = slot.sequence;
+        self.mail.at(old.segment).retire(old.slot, state);
         self.mail
             .at(new.segment)
             .revive(new.slot, slot.pending, slot.next, slot.attempts);

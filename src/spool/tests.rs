@@ -84,6 +84,8 @@ struct World {
     faults: Faults,
     /// Percent of settlements that do not wait for company.
     hurry: u64,
+    /// Blocks of the message log that the last recovery could not read.
+    hidden: BTreeSet<(u32, usize)>,
     spool: Spool,
     files: Files,
     in_flight: Vec<Action>,
@@ -194,6 +196,7 @@ impl World {
             random: Random(seed),
             faults,
             hurry: [0, 25, 100][(seed % 3) as usize],
+            hidden: BTreeSet::new(),
             spool,
             files: Files::new(),
             in_flight: Vec::new(),

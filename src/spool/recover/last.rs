@@ -105,6 +105,17 @@ impl Recovery {
     pub fn unchecked(&mut self, check: &Check) {
         self.unreadable(Log::Message, check.segment, check.content.start as u32);
         self.spool.void(check.segment, check.group);
+        // Nobody vouches for it: a record that can be read counts instead, or it would be used
+        // again as the spare one.
+        let slot = self.spool.slot(check.place).copied();
+        let live = slot.filter(|slot| slot.state == SlotState::Live);
+        if let Some(slot) = live
+            && let Some(other) = self.original(slot.sequence)
+            && !self.spool.mail.at(other.segment).unread
+        {
+            self.spool
+                .count_instead(check.place, slot, other, SlotState::Moved);
+        }
     }
 
     /// Checks a content in `file`, all bytes of its segment.
@@ -133,15 +144,7 @@ impl Recovery {
         if let Some(original) = self.original(slot.sequence) {
             // A copy forward that was torn: the message lives where it was.
             self.spool
-                .mail
-                .at(check.segment)
-                .retire(check.place.slot, SlotState::Torn);
-            let (pending, next, attempts) = (slot.pending, slot.next, slot.attempts);
-            self.spool
-                .mail
-                .at(original.segment)
-                .revive(original.slot, pending, next, attempts);
-            self.spool.admit(slot.sequence, original);
+                .count_instead(check.place, slot, original, SlotState::Torn);
             return;
         }
         let id = MessageId::new(self.spool.config.shard, slot.sequence);
@@ -150,15 +153,17 @@ impl Recovery {
         } else {
             Damage::Torn(id)
         });
-        self.spool.give_up(check.place, slot.sequence);
+        self.spool.end_unproven(check.place, slot.sequence);
     }
 
-    /// Another record of a message.
+    /// Another record of a message, in a segment that can be read if there is one.
     fn original(&self, sequence: u64) -> Option<Place> {
-        self.spool.mail.iter().find_map(|(segment, s)| {
-            let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
+        let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
+        let all = self.spool.mail.iter().filter_map(|(segment, s)| {
             let slot = s.slots.iter().position(moved)? as u32;
-            Some(Place { segment, slot })
-        })
+            Some((s.unread, Place { segment, slot }))
+        });
+        all.min_by_key(|(unread, _)| *unread)
+            .map(|(_, place)| place)
     }
 }

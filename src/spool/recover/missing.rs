@@ -44,6 +44,7 @@ impl Recovery {
             }
         }
         let known = std::mem::take(&mut self.voids);
+        let explained: BTreeSet<u64> = known.iter().map(|void| void.group).collect();
         let spool = &self.spool;
         let mut known: BTreeSet<Void> = known.into_iter().filter(|v| spool.may_hold(v)).collect();
         self.spool.voids.extend(known.iter().copied());
@@ -76,11 +77,12 @@ impl Recovery {
                 self.report_lost(entry, group, segment);
             }
         }
-        self.report_broken(&known);
+        self.report_broken(&known, &explained);
     }
 
-    /// Groups that are missing or not whole, and that no roster explains.
-    fn report_broken(&mut self, known: &BTreeSet<Void>) {
+    /// Groups that are missing or not whole, and that no roster explains. `explained` are those
+    /// that were not whole, wherever that was.
+    fn report_broken(&mut self, known: &BTreeSet<Void>, explained: &BTreeSet<u64>) {
         for (segment, missing) in std::mem::take(&mut self.holes) {
             if self.spool.mail.get(segment).is_none_or(|s| s.unread) {
                 // What lies there could not be read, and is looked at again.
@@ -97,7 +99,9 @@ impl Recovery {
                 })
             };
             if !missing.clone().any(torn) {
-                self.broken.extend(missing.map(|group| (segment, group)));
+                let unexplained = missing.filter(|group| !explained.contains(group));
+                self.broken
+                    .extend(unexplained.map(|group| (segment, group)));
             }
         }
         self.broken.sort_unstable();

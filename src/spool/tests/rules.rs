@@ -1,5 +1,7 @@
 //! Rules of the spool, one by one, where the worlds of the parent would meet them by chance only.
 
+use std::ops::Range;
+
 use super::*;
 use crate::spool::Alarm;
 use crate::spool::format::StateRecord;
@@ -305,15 +307,22 @@ fn mail(files: &Files, spool: &Spool) -> Mail {
 }
 
 impl World {
-    /// What a recovery found is the truth about the messages that it saw.
+    /// What a recovery found is the truth about the messages that it saw; but for those that were
+    /// never acknowledged, and whose contents it could not read.
     fn believe(&mut self) {
         for (segment, slots) in self.spool.census() {
             for slot in 0..slots {
-                let Some((id, _, pending)) = self.spool.waiting_at(segment, slot) else {
+                let Some((id, extent, pending)) = self.spool.waiting_at(segment, slot) else {
                     continue;
                 };
                 let waiting: BTreeSet<u32> = pending.iter().map(|p| p.index).collect();
                 let promise = self.promises.get_mut(&id.sequence()).expect("a promise");
+                let content = extent.content as usize;
+                let content = content..content + extent.location.len as usize;
+                if !promise.acknowledged && is_hidden(&self.hidden, segment, &content) {
+                    self.live.retain(|sequence| *sequence != id.sequence());
+                    continue;
+                }
                 promise.acknowledged = true;
                 promise.asked = (0..promise.recipients)
                     .filter(|recipient| !waiting.contains(recipient))
@@ -328,6 +337,13 @@ impl World {
         self.tokens.clear();
         self.restart();
     }
+}
+
+/// Whether some block of a range is among those that cannot be read.
+fn is_hidden(hidden: &BTreeSet<(u32, usize)>, segment: u32, range: &Range<usize>) -> bool {
+    let first = range.start / BLOCK_BYTES * BLOCK_BYTES;
+    let mut blocks = (first..range.end).step_by(BLOCK_BYTES);
+    blocks.any(|at| hidden.contains(&(segment, at)))
 }
 
 /// Recovers while some blocks of the message log cannot be read; returns which segments.
@@ -359,9 +375,7 @@ fn recover_partly(world: &mut World, percent: u64) -> Vec<(Log, u32)> {
             loop {
                 match scan.step(bytes) {
                     Step::Need(range) => {
-                        let first = range.start / BLOCK_BYTES * BLOCK_BYTES;
-                        let mut blocks = (first..range.end).step_by(BLOCK_BYTES);
-                        if log == Log::Message && blocks.any(|at| hidden.contains(&(number, at))) {
+                        if log == Log::Message && is_hidden(&hidden, number, &range) {
                             recovery.unreadable(log, number, range.start as u32);
                             scan.unreadable();
                         } else {
@@ -381,10 +395,15 @@ fn recover_partly(world: &mut World, percent: u64) -> Vec<(Log, u32)> {
         }
     }
     for check in recovery.checks() {
-        recovery.check(&check, &world.files[&(Log::Message, check.segment)]);
+        if is_hidden(&hidden, check.segment, &check.content) {
+            recovery.unchecked(&check);
+        } else {
+            recovery.check(&check, &world.files[&(Log::Message, check.segment)]);
+        }
     }
     let (spool, _) = recovery.finish(u64::MAX / 2, world.now);
     let unread = spool.unread();
+    world.hidden = hidden;
     world.spool = spool;
     world.spool.enable_reclaim();
     world.live = waiting(&world.spool).into_keys().collect();
@@ -949,4 +968,40 @@ fn settlements_wait_for_company_where_there_is_some() {
     assert_eq!(pass(&mut world, soon), 0);
     assert_eq!(pass(&mut world, late - soon), 1);
     assert_eq!(settle(&mut world), soon);
+}
+
+// A record names a shard that there cannot be: one flipped bit. It is no record then.
+#[test]
+fn an_id_of_no_shard_is_damage() {
+    let mut world = ready(12);
+    world.fill(1);
+    world.quiesce();
+    let sequence = world.live[0];
+    let id = MessageId::new(3, sequence);
+    let extent = world.spool.find(id).expect("it lives");
+    let place = extent.location;
+    let file = world.files.get_mut(&(Log::Message, place.segment));
+    let file = file.expect("its file");
+    file[place.offset as usize + 15] |= 0xc0;
+    let (spool, report) = recover(&world.files, config(1), world.now);
+    assert!(spool.find(id).is_none());
+    assert!(report.is_damaged(), "{report:?}");
+    assert!(read(&world.files, id, &extent).is_err());
+}
+
+// A node without inodes is started again: what it had free serves, and results of deliveries are
+// durable.
+#[test]
+fn a_start_without_inodes_uses_what_there_is() {
+    let mut world = ready(13);
+    world.fill(1);
+    world.settle_down();
+    world.faults.no_inodes = true;
+    world.crash();
+    world.check();
+    let id = MessageId::new(3, world.live[0]);
+    world.settle_now(id, SettlementKind::Delivered);
+    world.settle_down();
+    world.crash();
+    assert!(world.spool.find(id).is_none(), "it came back");
 }
