@@ -1005,3 +1005,27 @@ fn a_start_without_inodes_uses_what_there_is() {
     world.crash();
     assert!(world.spool.find(id).is_none(), "it came back");
 }
+
+// No file can be made, stragglers wait for room, and nothing is settled any more: whatever was taken
+// is stored or refused all the same.
+#[test]
+fn new_mail_does_not_wait_for_stragglers() {
+    let mut refused = 0;
+    for seed in 0..200 {
+        let mut world = with_stragglers(seed);
+        world.fill(4);
+        world.faults.no_inodes = true;
+        for _ in 0..1_500 {
+            world.step();
+            // Sizes that fill what is left.
+            if world.random.chance(20) && world.spool.may_append().is_ok() {
+                world.append_of(3_000, 1);
+            }
+        }
+        world.settle_down();
+        assert!(world.tokens.is_empty(), "seed {seed}: {:?}", world.tokens);
+        let promises = world.promises.values();
+        refused += promises.filter(|promise| promise.refused).count();
+    }
+    assert!(refused > 1_000, "{refused} refused");
+}
