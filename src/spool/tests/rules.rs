@@ -1006,8 +1006,8 @@ fn a_start_without_inodes_uses_what_there_is() {
     assert!(world.spool.find(id).is_none(), "it came back");
 }
 
-// No file can be made, stragglers wait for room, and nothing is settled any more: whatever was taken
-// is stored or refused all the same.
+// No file can be made, stragglers wait for room, and nothing is settled any more: whatever was
+// taken is stored or refused all the same.
 #[test]
 fn new_mail_does_not_wait_for_stragglers() {
     let mut refused = 0;
