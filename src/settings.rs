@@ -276,6 +276,23 @@ mod tests {
     use crate::dkim::{Choice, KeyKind, keygen};
     use crate::time::Wall;
 
+    // From the file to the spool.
+    #[test]
+    fn the_spool_is_told_what_the_file_says() {
+        let spool = |text: &str| {
+            let text = format!("[node]\nhostname = \"mta.own.test\"\n[spool]\n{text}");
+            spooler(&config::parse(text.as_bytes()).unwrap().snapshot, 2)
+        };
+        assert_eq!(spool("").settle_wait, Duration::from_millis(2));
+        let told =
+            spool("settle_wait = \"9ms\"\nsegment_size = \"8MiB\"\nfree_space_min = \"3MiB\"");
+        assert_eq!(told.settle_wait, Duration::from_millis(9));
+        assert_eq!(
+            (told.segment_bytes, told.low_water_bytes),
+            (8 << 20, 3 << 20)
+        );
+    }
+
     // From the file to the ring: which selectors sign when.
     #[test]
     fn keys_have_the_period_of_their_row() {

@@ -97,7 +97,7 @@ impl Spool {
 
     /// Once every piece is durable, the head follows.
     fn write_large_head(&mut self) {
-        let may = self.graves.is_empty() && self.knows_its_numbers();
+        let may = self.may_store();
         let Some(job) = &mut self.job else { return };
         let done = job
             .pending

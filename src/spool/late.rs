@@ -220,13 +220,10 @@ impl Spool {
         };
         walk(file, stamp, |found| {
             let header = &found.header;
-            let void = Void {
-                group: header.sequence,
-                generation: stamp.generation,
-                segment: number,
-            };
-            let void = self.is_doubted(number, header.sequence) || self.voids.contains(&void);
-            let vouched = header.sequence < proven && !(log == Log::Message && void);
+            let group = header.sequence;
+            let void = log == Log::Message
+                && (self.is_void(number, stamp, group) || self.is_doubted(number, group));
+            let vouched = group < proven && !void;
             if found.whole && header.offset == found.at && !vouched {
                 let at = found.at as usize;
                 out.push(at..at + header.total_len as usize);
@@ -280,6 +277,15 @@ impl Spool {
     fn is_doubted(&self, segment: u32, group: u64) -> bool {
         let mut doubts = self.doubts.iter();
         doubts.any(|doubt| doubt.is_about(segment, group))
+    }
+
+    /// Whether a group of this life of a segment is known not to be whole.
+    fn is_void(&self, segment: u32, stamp: Stamp, group: u64) -> bool {
+        self.voids.contains(&Void {
+            group,
+            generation: stamp.generation,
+            segment,
+        })
     }
 
     /// Notes groups that are not there although they could be read now: a crash tore them.
@@ -355,11 +361,7 @@ impl Spool {
             let header = &found.header;
             let (sequence, misplaced) = (header.sequence, header.offset != found.at);
             self.mail.group_sequence = self.mail.group_sequence.max(sequence.saturating_add(1));
-            let void = self.voids.contains(&Void {
-                group: sequence,
-                generation: stamp.generation,
-                segment: number,
-            });
+            let void = self.is_void(number, stamp, sequence);
             self.mention(late, number, found, previous);
             previous = Some((sequence, found.at.saturating_add(header.total_len)));
             let vouched = sequence < late.proven && !void && !self.is_doubted(number, sequence);
@@ -495,9 +497,8 @@ impl Spool {
         walk(file, stamp, |found| {
             let group = found.header.sequence;
             self.state.group_sequence = self.state.group_sequence.max(group.saturating_add(1));
-            if !found.whole {
-                out.damaged += u64::from(group < late.state_proven);
-                self.note_torn_state(late, number, &found.header);
+            if !found.whole && !self.note_torn_state(late, number, &found.header) {
+                out.damaged += 1;
             }
             for record in found.states() {
                 match record {
@@ -550,15 +551,18 @@ impl Spool {
         }
     }
 
-    /// A state group is not whole: that is no damage if nobody vouches for it.
-    fn note_torn_state(&mut self, late: &Late, segment: u32, header: &GroupHeader) {
-        if header.sequence >= late.state_proven {
+    /// A state group is not whole: whether a crash tore it, as nobody vouches for it. Then it is
+    /// noted.
+    fn note_torn_state(&mut self, late: &Late, segment: u32, header: &GroupHeader) -> bool {
+        let torn = header.sequence >= late.state_proven;
+        if torn {
             self.state_torn.push(Void {
                 group: header.sequence,
                 generation: header.stamp.generation,
                 segment,
             });
         }
+        torn
     }
 
     /// What an earlier life doubted, and recovery could not know.

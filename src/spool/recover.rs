@@ -528,6 +528,9 @@ impl Recovery {
     /// Nothing that this life writes vouches for the last groups that it could not read.
     fn doubt_unread(&mut self) {
         let end = self.spool.mail.group_sequence + GROUPS_SKIPPED;
+        self.doubts
+            .sort_unstable_by_key(|doubt| (doubt.segment, doubt.first, doubt.end));
+        self.doubts.dedup();
         for (log, segment) in self.spool.unread() {
             if log == Log::State {
                 // As long as it is there, as one that is torn.
@@ -539,10 +542,11 @@ impl Recovery {
                 });
                 continue;
             }
-            let before = self.doubts.iter().filter(|doubt| doubt.segment == segment);
-            let mut doubts: Vec<Doubt> = before.copied().collect();
-            doubts.sort_unstable_by_key(|doubt| (doubt.first, doubt.end));
-            doubts.dedup();
+            let about = |doubt: &Doubt| doubt.segment == segment;
+            let (mut doubts, others): (Vec<Doubt>, _) = std::mem::take(&mut self.doubts)
+                .into_iter()
+                .partition(about);
+            self.doubts = others;
             let mut new = Doubt {
                 segment,
                 first: self.proven,
@@ -558,12 +562,7 @@ impl Recovery {
             self.spool.doubts.extend(doubts);
         }
         // What can be read again stays doubted: a roster that cannot be read may name its groups.
-        let unread = |doubt: &Doubt| self.spool.mail.get(doubt.segment).is_some_and(|s| s.unread);
-        let mut doubts = std::mem::take(&mut self.doubts);
-        doubts.retain(|doubt| !unread(doubt));
-        doubts.sort_unstable_by_key(|doubt| (doubt.segment, doubt.first, doubt.end));
-        doubts.dedup();
-        self.spool.doubts.append(&mut doubts);
+        self.spool.doubts.append(&mut self.doubts);
     }
 
     /// Ends recovery.
@@ -604,9 +603,9 @@ impl Recovery {
             self.spool.mail.at(number).slots.shrink_to_fit();
         }
         // A spare one of the life before: where no file can be made, there is no other.
-        for (number, _) in self.order(Log::State) {
+        for number in self.empty(Log::State) {
             let segment = self.spool.state.at(number);
-            if !segment.unread && !self.filled.contains(&(Log::State, number)) {
+            if !segment.unread {
                 segment.write_offset = 0;
             }
         }

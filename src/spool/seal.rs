@@ -44,8 +44,13 @@ impl Spool {
 
     /// Whether it is on disk which groups this life could not read, if any. Before it is, it writes
     /// none of its own: the next life would know of neither, and take numbers that are given.
-    pub(super) fn knows_its_numbers(&self) -> bool {
+    fn knows_its_numbers(&self) -> bool {
         self.doubts.iter().all(|doubt| doubt.noted)
+    }
+
+    /// Whether new mail may be written: nothing that must be on disk before it is missing there.
+    pub(super) fn may_store(&self) -> bool {
+        self.graves.is_empty() && self.knows_its_numbers()
     }
 
     pub(super) fn seal_mail(&mut self) {
@@ -69,7 +74,7 @@ impl Spool {
                 return;
             };
             let waits = self.mail.groups_in_flight > 0 && !self.fresh_fills_a_group();
-            if waits || !self.graves.is_empty() {
+            if waits || !self.may_store() {
                 return;
             }
             let need = mail_group_bytes(first.bytes(), &self.last);
@@ -134,7 +139,7 @@ impl Spool {
         loop {
             let queue = if copies && self.copies_are_ready() {
                 &mut self.copies
-            } else if self.graves.is_empty() {
+            } else if self.may_store() {
                 &mut self.fresh
             } else {
                 break;

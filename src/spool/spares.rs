@@ -201,9 +201,8 @@ impl Spool {
                 failure.retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
                 failure.probing = false;
             }
-            let gated = !self.graves.is_empty() || !self.knows_its_numbers();
-            if gated && self.state_is_starved() {
-                // What must be written before any mail has no place.
+            if !self.may_store() && self.state_is_starved() {
+                // What must be written before new mail has no place.
                 self.refuse_waiting(AppendError::Full);
             }
             return;
@@ -227,7 +226,7 @@ impl Spool {
             Log::Message => self.mail_failure = failure,
             Log::State => self.state_failure = failure,
         }
-        if log == Log::Message || !self.graves.is_empty() || !self.knows_its_numbers() {
+        if log == Log::Message || !self.may_store() {
             self.refuse_waiting(refusal);
         }
     }

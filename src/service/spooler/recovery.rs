@@ -384,7 +384,8 @@ async fn announce<P: Port>(
 mod tests {
     use super::{SpoolerConfig, sizes};
 
-    // A small disk keeps few free segments, a large one no more than the limit.
+    // A small disk keeps few free segments, a large one no more than the limit; the wait of
+    // settlements is what was configured.
     #[test]
     fn free_segments_follow_the_disk() {
         let config = SpoolerConfig {
@@ -392,8 +393,9 @@ mod tests {
             shard: 0,
             segment_bytes: crate::limits::SPOOL_SEGMENT_BYTES,
             low_water_bytes: 0,
-            settle_wait: std::time::Duration::ZERO,
+            settle_wait: std::time::Duration::from_millis(7),
         };
+        assert_eq!(sizes(&config, 1 << 30, 1).settle_wait, config.settle_wait);
         let kept = |gib: u64| sizes(&config, gib << 30, 1).free_kept;
         assert_eq!((kept(1), kept(32), kept(1024)), (4, 8, 16));
     }

@@ -32,9 +32,7 @@ impl Recovery {
         let (mail, state) = (self.proven, self.state_proven);
         let mut out = Vec::new();
         for log in [Log::State, Log::Message] {
-            let fresh = self.order(log).into_iter().map(|(number, _)| number);
-            let fresh = fresh.filter(|number| !self.filled.contains(&(log, *number)));
-            out.extend(fresh.map(|number| Rewrite {
+            out.extend(self.empty(log).into_iter().map(|number| Rewrite {
                 log,
                 segment: number,
                 range: 0..SEGMENT_HEADER_BYTES,
@@ -53,6 +51,13 @@ impl Recovery {
             }
         }
         out
+    }
+
+    /// Segments without a group, as far as they were scanned.
+    pub(super) fn empty(&self, log: Log) -> Vec<u32> {
+        let all = self.order(log).into_iter().map(|(number, _)| number);
+        all.filter(|number| !self.filled.contains(&(log, *number)))
+            .collect()
     }
 
     /// The contents that must be checked before the spool can be trusted: those of the last writes
@@ -110,7 +115,7 @@ impl Recovery {
         let slot = self.spool.slot(check.place).copied();
         let live = slot.filter(|slot| slot.state == SlotState::Live);
         if let Some(slot) = live
-            && let Some(other) = self.original(slot.sequence)
+            && let Some(other) = self.other_record(slot.sequence)
             && !self.spool.mail.at(other.segment).unread
         {
             self.spool
@@ -141,10 +146,10 @@ impl Recovery {
                 SlotState::Torn;
             return;
         }
-        if let Some(original) = self.original(slot.sequence) {
+        if let Some(other) = self.other_record(slot.sequence) {
             // A copy forward that was torn: the message lives where it was.
             self.spool
-                .count_instead(check.place, slot, original, SlotState::Torn);
+                .count_instead(check.place, slot, other, SlotState::Torn);
             return;
         }
         let id = MessageId::new(self.spool.config.shard, slot.sequence);
@@ -157,7 +162,7 @@ impl Recovery {
     }
 
     /// Another record of a message, in a segment that can be read if there is one.
-    fn original(&self, sequence: u64) -> Option<Place> {
+    fn other_record(&self, sequence: u64) -> Option<Place> {
         let moved = |slot: &Slot| slot.sequence == sequence && slot.state == SlotState::Moved;
         let all = self.spool.mail.iter().filter_map(|(segment, s)| {
             let slot = s.slots.iter().position(moved)? as u32;

@@ -112,7 +112,7 @@ fn a_failed_disk_is_tried_when_told() {
 fn nothing_is_acknowledged_before_what_was_refused_is_buried() {
     for seed in 0..20 {
         let mut world = ready(seed);
-        world.append_of(500, 1);
+        world.append();
         world.pump();
         world.fail_mail_group();
         world.pump();
@@ -667,7 +667,7 @@ fn messages_that_move_are_loaded_once() {
 #[test]
 fn a_message_with_a_whole_record_is_not_lost() {
     let (mut pairs, mut halves, mut misfits) = (0, [0, 0], 0);
-    for seed in 0..600 {
+    for seed in 0..800 {
         let mut world = with_stragglers(seed);
         for _ in 0..3_000 {
             world.step();
@@ -726,7 +726,7 @@ fn a_message_with_a_whole_record_is_not_lost() {
         }
     }
     assert!(
-        pairs > 100 && halves[0] > 30 && halves[1] > 30 && misfits > 2,
+        pairs > 100 && halves[0] > 30 && halves[1] > 30 && misfits > 10,
         "{pairs} pairs, {halves:?} halves, {misfits} misfits"
     );
 }
@@ -741,14 +741,25 @@ impl World {
         }
     }
 
-    /// The only recipient of a message is settled, and that goes to the disk now.
-    fn settle_now(&mut self, id: MessageId, kind: SettlementKind) {
+    /// Messages that wait, as far as the model knows.
+    fn ids(&self) -> Vec<MessageId> {
+        let live = self.live.iter();
+        live.map(|sequence| MessageId::new(3, *sequence)).collect()
+    }
+
+    /// The only recipient of a message is settled.
+    fn settle_only(&mut self, id: MessageId, kind: SettlementKind) {
         let settlement = Settlement {
             id,
             recipient: 0,
             kind,
         };
         assert!(self.spool.settle(settlement, self.now));
+    }
+
+    /// As [`World::settle_only`], and that goes to the disk now.
+    fn settle_now(&mut self, id: MessageId, kind: SettlementKind) {
+        self.settle_only(id, kind);
         self.spool.due(self.now);
         self.pump();
         self.end_all_but(Self::is_mail_group);
@@ -810,10 +821,10 @@ fn what_dies_while_it_is_copied_stays_dead() {
     world.fill(8);
     // Of each segment one message lives: the first victim is copied, and stays in flight.
     let mut kept = BTreeSet::new();
-    for sequence in world.live.clone() {
-        let place = world.spool.place(sequence).expect("it lives");
+    for id in world.ids() {
+        let place = world.spool.place(id.sequence()).expect("it lives");
         if !kept.insert(place.segment) {
-            world.settle_now(MessageId::new(3, sequence), SettlementKind::Delivered);
+            world.settle_now(id, SettlementKind::Delivered);
         }
         if !world.flying().is_empty() {
             break;
@@ -825,10 +836,7 @@ fn what_dies_while_it_is_copied_stays_dead() {
         world.settle_now(*id, SettlementKind::Delivered);
     }
     // Until every settlement so far is in a checkpoint, or forgotten.
-    let mut ids = world
-        .live
-        .iter()
-        .map(|sequence| MessageId::new(3, *sequence));
+    let mut ids = world.ids().into_iter();
     let other = ids.find(|id| world.spool.find(*id).is_some());
     let other = other.expect("others live");
     let old = world.state_lives();
@@ -855,11 +863,7 @@ fn what_dies_while_it_is_copied_stays_dead() {
 fn a_checkpoint_waits_for_what_is_written_again() {
     let mut world = ready(11);
     world.fill(2);
-    let ids: Vec<MessageId> = world
-        .live
-        .iter()
-        .map(|sequence| MessageId::new(3, *sequence))
-        .collect();
+    let ids = world.ids();
     let (other, settled) = (ids[0], &ids[1..ids.len() - 1]);
     for id in settled {
         world.settle_now(*id, SettlementKind::Delivered);
@@ -867,13 +871,7 @@ fn a_checkpoint_waits_for_what_is_written_again() {
     let mut failed = false;
     for attempts in 1..1_000 {
         let next = Wall(u64::from(attempts) * 1_000);
-        let (recipient, kind) = (0, SettlementKind::Deferred { attempts, next });
-        let settlement = Settlement {
-            id: other,
-            recipient,
-            kind,
-        };
-        assert!(world.spool.settle(settlement, world.now));
+        world.settle_only(other, SettlementKind::Deferred { attempts, next });
         world.spool.due(world.now);
         world.pump();
         while !failed && !world.in_flight.is_empty() {
@@ -930,17 +928,11 @@ fn settlements_wait_for_company_where_there_is_some() {
         world.append_of(100, 1);
     }
     world.settle_down();
-    let mut live = world.live.clone();
+    let mut live = world.ids();
     // One settlement; how many nanoseconds it may wait.
     let mut settle = |world: &mut World| {
-        let id = MessageId::new(3, live.pop().expect("one more"));
-        let (recipient, kind) = (0, SettlementKind::Delivered);
-        let settlement = Settlement {
-            id,
-            recipient,
-            kind,
-        };
-        assert!(world.spool.settle(settlement, world.now));
+        let id = live.pop().expect("one more");
+        world.settle_only(id, SettlementKind::Delivered);
         world.spool.wake_at().0 - world.now.0
     };
     // Groups of settlements that are written within a time.
@@ -976,8 +968,7 @@ fn an_id_of_no_shard_is_damage() {
     let mut world = ready(12);
     world.fill(1);
     world.quiesce();
-    let sequence = world.live[0];
-    let id = MessageId::new(3, sequence);
+    let id = world.ids()[0];
     let extent = world.spool.find(id).expect("it lives");
     let place = extent.location;
     let file = world.files.get_mut(&(Log::Message, place.segment));
@@ -999,7 +990,7 @@ fn a_start_without_inodes_uses_what_there_is() {
     world.faults.no_inodes = true;
     world.crash();
     world.check();
-    let id = MessageId::new(3, world.live[0]);
+    let id = world.ids()[0];
     world.settle_now(id, SettlementKind::Delivered);
     world.settle_down();
     world.crash();
