@@ -150,11 +150,12 @@ pub(super) fn lay_out_mail(
     for message in messages {
         let (content_offset, content_sum) = placed.unwrap_or_else(|| {
             let end = content_at + message.content.len();
+            // The checksum comes first: it brings the content into the cache for the copy, and what
+            // goes wrong in the copy shows when it is read. Eight interleaved runs of `e2e --
+            // durable-accept` took 1.27 us a message (median), against 1.44 the other way round.
+            let sum = checksum(&message.content);
             body[content_at..end].copy_from_slice(&message.content);
             let offset = frame.offset + (head_len + content_at) as u32;
-            // The copy is checked, not the original: it is in the cache, and it is what will be
-            // read.
-            let sum = checksum(&body[content_at..end]);
             let padded = end.next_multiple_of(8).min(body.len());
             body[end..padded].fill(0);
             content_at = padded;
