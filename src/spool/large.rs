@@ -98,11 +98,19 @@ impl Spool {
     /// Once every piece is durable, the head follows.
     fn write_large_head(&mut self) {
         let may = self.may_store();
+        let starved = !may && self.state_is_starved();
         let Some(job) = &mut self.job else { return };
         let done = job
             .pending
             .as_ref()
             .is_some_and(|p| job.pieces_in_flight == 0 && job.written == p.content.len());
+        if done && starved {
+            // What must be written before it has no place.
+            let number = job.number;
+            self.mail.at(number).phase = Phase::Sealed;
+            self.abandon_large(number, Outcome::Full);
+            return;
+        }
         if !done || !may || self.mail.groups_in_flight >= limits::SPOOL_GROUPS_IN_FLIGHT_MAX {
             return;
         }

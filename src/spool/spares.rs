@@ -161,13 +161,16 @@ impl Spool {
             Log::Message => self.may_create(len),
             Log::State => self.may_create_state(),
         };
-        let free = self.log(log).find(|s| s.phase == Phase::Free && !s.large);
-        match free {
+        match self.free_segment(log) {
             Some(number) if !room => self.restamp(log, number),
             _ => {
                 self.create(log, len, false);
             }
         }
+    }
+
+    fn free_segment(&mut self, log: Log) -> Option<u32> {
+        self.log(log).find(|s| s.phase == Phase::Free && !s.large)
     }
 
     /// Answers [`Action::Create`].
@@ -193,12 +196,17 @@ impl Spool {
         if outcome == Outcome::Full {
             // Nothing that was written is in doubt.
             self.make_no_files(now);
+            // A free segment can be tried at once.
+            let pause = match self.free_segment(log) {
+                Some(_) => Duration::ZERO,
+                None => Duration::from_millis(limits::SPOOL_PROBE_MS),
+            };
             let failure = match log {
                 Log::Message => &mut self.mail_failure,
                 Log::State => &mut self.state_failure,
             };
             if let Some(failure) = failure {
-                failure.retry_at = now.after(Duration::from_millis(limits::SPOOL_PROBE_MS));
+                failure.retry_at = now.after(pause);
                 failure.probing = false;
             }
             if !self.may_store() && self.state_is_starved() {

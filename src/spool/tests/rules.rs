@@ -348,19 +348,50 @@ fn is_hidden(hidden: &BTreeSet<(u32, usize)>, segment: u32, range: &Range<usize>
 
 /// Recovers while some blocks of the message log cannot be read; returns which segments.
 fn recover_partly(world: &mut World, percent: u64) -> Vec<(Log, u32)> {
-    let mut recovery = Recovery::new(config(world.random.next()));
-    let mut hidden = BTreeSet::new();
+    let config = config(world.random.next());
+    let (mut hidden, mut unheaded) = (BTreeSet::new(), BTreeSet::new());
     for ((log, number), bytes) in &world.files {
         for at in (SEGMENT_HEADER_BYTES..bytes.len()).step_by(BLOCK_BYTES) {
             if *log == Log::Message && world.random.chance(percent) {
                 hidden.insert((*number, at));
             }
         }
+        let may = bytes.len() >= SEGMENT_HEADER_BYTES && *log == Log::Message;
+        if may && world.random.chance(percent) {
+            unheaded.insert(*number);
+        }
+    }
+    recover_without(world, config, hidden, &unheaded)
+}
+
+/// Recovers while nothing of these segments can be read.
+fn recover_without_segments(world: &mut World, segments: &BTreeSet<u32>) {
+    let mut hidden = BTreeSet::new();
+    for ((_, number), bytes) in world.files.iter().filter(|file| file.0.0 == Log::Message) {
+        let blocks = (SEGMENT_HEADER_BYTES..bytes.len()).step_by(BLOCK_BYTES);
+        hidden.extend(
+            blocks
+                .filter(|_| segments.contains(number))
+                .map(|at| (*number, at)),
+        );
+    }
+    let config = config(world.random.next());
+    recover_without(world, config, hidden, segments);
+}
+
+fn recover_without(
+    world: &mut World,
+    config: SpoolConfig,
+    hidden: BTreeSet<(u32, usize)>,
+    unheaded: &BTreeSet<u32>,
+) -> Vec<(Log, u32)> {
+    let mut recovery = Recovery::new(config);
+    for ((log, number), bytes) in &world.files {
         let len = bytes.len() as u64;
         if bytes.len() < SEGMENT_HEADER_BYTES {
             let blank = bytes.iter().all(|byte| *byte == 0);
             recovery.elected(*log, *number, None, blank, len);
-        } else if *log == Log::Message && world.random.chance(percent) {
+        } else if *log == Log::Message && unheaded.contains(number) {
             recovery.unheaded(*log, *number, len);
         } else if recovery.file(*log, *number, bytes, len).is_none() {
             let blank = bytes[..SEGMENT_HEADER_BYTES].iter().all(|byte| *byte == 0);
@@ -1019,4 +1050,187 @@ fn new_mail_does_not_wait_for_stragglers() {
         refused += promises.filter(|promise| promise.refused).count();
     }
     assert!(refused > 1_000, "{refused} refused");
+}
+
+/// The numbers of the groups of messages on the disk, each with where it is.
+fn group_numbers(files: &Files) -> Vec<(u64, u32, u32)> {
+    let mut numbers = Vec::new();
+    for ((log, number), bytes) in files {
+        if *log != Log::Message || bytes.len() < SEGMENT_HEADER_BYTES {
+            continue;
+        }
+        let HeaderRead::Known(header) = SegmentHeader::decode(bytes) else {
+            continue;
+        };
+        let mut scan = Scan::new(header.stamp);
+        scan.grant(0..bytes.len());
+        while let Step::Group(found) = scan.step(bytes) {
+            numbers.push((found.header.sequence, *number, found.at));
+        }
+    }
+    numbers.sort_unstable();
+    numbers
+}
+
+// Which groups a life cannot read is on disk before it writes one of its own. The life after it, if
+// it can read neither, takes other numbers.
+#[test]
+fn lives_that_cannot_read_take_numbers_of_their_own() {
+    for slow in [true, false] {
+        let mut world = ready(3);
+        world.fill(2);
+        world.settle_down();
+        let mut stored = world.acknowledged();
+        for _ in 0..3 {
+            let all = world.files.keys().filter(|(log, _)| *log == Log::Message);
+            let all = all.map(|(_, number)| *number).collect();
+            recover_without_segments(&mut world, &all);
+            assert!(!world.spool.unread().is_empty());
+            for _ in 0..200 {
+                world.now = Mono(world.now.0 + 20_000_000);
+                if world.spool.may_append().is_ok() && world.tokens.is_empty() {
+                    world.append_of(300, 1);
+                }
+                world.pump();
+                world.end_all_but(|action| slow && World::is_state_group(action));
+            }
+            let now = world.acknowledged();
+            assert_eq!(now == stored, slow, "{now} stored, {stored} before");
+            stored = now;
+            // What is in flight never reaches the disk.
+            world.in_flight.clear();
+            world.tokens.clear();
+        }
+        let numbers = group_numbers(&world.files);
+        let twice = numbers.windows(2).find(|two| two[0].0 == two[1].0);
+        assert_eq!(twice, None);
+    }
+}
+
+// A record goes while a checkpoint is being written, and another one of its message is where nothing
+// can be read. That the message ended is in this checkpoint, though it began before.
+#[test]
+fn what_ends_during_a_checkpoint_stays_ended() {
+    let mut world = ready(5);
+    world.fill(3);
+    world.settle_down();
+    let ids = world.ids();
+    let place_of = |world: &World, id: MessageId| world.spool.place(id.sequence());
+    let gone = ids[0];
+    let unread = place_of(&world, gone).expect("it waits").segment;
+    recover_without_segments(&mut world, &BTreeSet::from([unread]));
+    assert!(world.spool.find(gone).is_none(), "it is hidden");
+    let mut ids = ids.into_iter();
+    let other = ids
+        .find(|id| place_of(&world, *id).is_some())
+        .expect("others can be read");
+    world.settle_down();
+    let old = world.state_lives();
+    for attempts in 1..1_000 {
+        let next = Wall(u64::from(attempts) * 1_000);
+        world.settle_only(other, SettlementKind::Deferred { attempts, next });
+        world.spool.due(world.now);
+        world.pump();
+        if world.spool.checkpoint.is_some() {
+            break;
+        }
+        world.end_all_but(|_| false);
+    }
+    assert!(world.spool.checkpoint.is_some(), "no checkpoint");
+    let place = place_of(&world, other).expect("it waits");
+    let mut slot = *world.spool.slot(place).expect("its slot");
+    slot.sequence = gone.sequence();
+    slot.state = SlotState::Dead;
+    world.spool.outlive(&[slot]);
+    world.settle_down();
+    let kept = world.state_lives();
+    assert!(
+        world.spool.checkpoint.is_none() && old != kept,
+        "it goes on"
+    );
+    world.crash_only();
+    assert!(world.spool.find(gone).is_none(), "it came back");
+    assert!(world.spool.find(other).is_some());
+}
+
+// Writes fail while no file can be made, now and then and at the end for good: what is free is tried
+// instead, so that whatever was taken is stored or refused, a large message with a file of its own
+// as well.
+#[test]
+fn a_failed_disk_without_inodes_tries_what_is_free() {
+    let mut large = 0;
+    for seed in 0..200 {
+        let mut world = with_stragglers(seed);
+        world.fill(2);
+        world.faults.write_fails = 5;
+        for turn in 0..1_500 {
+            world.faults.no_inodes = turn >= 1_000 || turn / 50 % 2 == 1;
+            world.step();
+            if world.random.chance(10) && world.spool.may_append().is_ok() {
+                world.append_of(20_000, 1);
+                large += 1;
+            }
+        }
+        world.faults.write_fails = 0;
+        world.settle_down();
+        assert!(world.tokens.is_empty(), "seed {seed}: {:?}", world.tokens);
+        // What is settled is written down as well, if a segment is free.
+        let waiting = world.spool.status().settlements_waiting;
+        let free = world.spool.state.find(|s| s.phase == Phase::Free);
+        assert!(waiting == 0 || free.is_none(), "seed {seed}: {free:?}");
+    }
+    assert!(large > 1_000, "{large} large messages");
+}
+
+// A tombstone has no place, and no file can be made for it: what must not be written before it is
+// refused, the large message whose file is there already and the small one that comes.
+#[test]
+fn mail_is_refused_while_a_tombstone_has_no_place() {
+    let mut world = ready(17);
+    world.append_of(20_000, 1);
+    world.pump();
+    world.end_all_but(World::is_mail_group);
+    assert!(world.spool.job.is_some() && !world.in_flight.is_empty());
+    world.append_of(300, 1);
+    world.pump();
+    let flights = &world.spool.flights;
+    let small = world.in_flight.iter().position(|action| match action {
+        Action::Write { ticket, .. } => {
+            matches!(flights[*ticket as usize], Some(Flight::Mail { .. }))
+        }
+        _ => false,
+    });
+    let last = world.in_flight.len() - 1;
+    world
+        .in_flight
+        .swap(small.expect("it is being written"), last);
+    let pieces: Vec<Action> = world.in_flight.drain(..last).collect();
+    world.fail_mail_group();
+    world.in_flight.extend(pieces);
+    assert_eq!(world.spool.graves.len(), 1);
+    world.faults.no_inodes = true;
+    let states: Vec<u32> = world.spool.state.iter().map(|(number, _)| number).collect();
+    for number in states {
+        world.spool.state.at(number).phase = Phase::Removing;
+    }
+    world.spool.state.active = None;
+    world.settle_down();
+    assert!(world.tokens.is_empty(), "the large one waits");
+    for _ in 0..200 {
+        world.now = Mono(world.now.0 + 20_000_000);
+        world.pump();
+        if world.spool.may_append().is_ok() {
+            world.append_of(300, 1);
+        }
+        world.pump();
+        world.end_all_but(|_| false);
+    }
+    world.settle_down();
+    assert!(world.tokens.is_empty(), "a small one waits");
+    assert_eq!(world.acknowledged(), 0);
+    world.faults.no_inodes = false;
+    world.settle_down();
+    world.append_of(300, 1);
+    world.settle_down();
+    assert_eq!(world.acknowledged(), 1);
 }
