@@ -121,6 +121,15 @@ fn envelope(recipients: u32) -> Envelope {
 
 /// Recovers from files, granting every range that is wanted.
 fn recover(files: &Files, config: SpoolConfig, now: Mono) -> (Spool, RecoveryReport) {
+    let mut recovery = scanned(files, config);
+    for check in recovery.checks() {
+        recovery.check(&check, &files[&(Log::Message, check.segment)]);
+    }
+    recovery.finish(u64::MAX / 2, now)
+}
+
+/// A recovery that has seen all groups.
+fn scanned(files: &Files, config: SpoolConfig) -> Recovery {
     let mut recovery = Recovery::new(config);
     for ((log, number), bytes) in files {
         let len = bytes.len() as u64;
@@ -145,10 +154,7 @@ fn recover(files: &Files, config: SpoolConfig, now: Mono) -> (Spool, RecoveryRep
             recovery.states_end();
         }
     }
-    for check in recovery.checks() {
-        recovery.check(&check, &files[&(Log::Message, check.segment)]);
-    }
-    recovery.finish(u64::MAX / 2, now)
+    recovery
 }
 
 fn walk(bytes: &[u8], stamp: Stamp, mut each: impl FnMut(super::recover::Found<'_>)) {
