@@ -1109,8 +1109,8 @@ fn lives_that_cannot_read_take_numbers_of_their_own() {
     }
 }
 
-// A record goes while a checkpoint is being written, and another one of its message is where nothing
-// can be read. That the message ended is in this checkpoint, though it began before.
+// A record goes while a checkpoint is being written, and another one of its message is where
+// nothing can be read. That the message ended is in this checkpoint, though it began before.
 #[test]
 fn what_ends_during_a_checkpoint_stays_ended() {
     let mut world = ready(5);
@@ -1155,9 +1155,9 @@ fn what_ends_during_a_checkpoint_stays_ended() {
     assert!(world.spool.find(other).is_some());
 }
 
-// Writes fail while no file can be made, now and then and at the end for good: what is free is tried
-// instead, so that whatever was taken is stored or refused, a large message with a file of its own
-// as well.
+// Writes fail while no file can be made, now and then and at the end for good: what is free is
+// tried instead, so that whatever was taken is stored or refused, a large message with a file of
+// its own as well.
 #[test]
 fn a_failed_disk_without_inodes_tries_what_is_free() {
     let mut large = 0;
