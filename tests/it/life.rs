@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -271,6 +272,12 @@ impl Volume {
             let mut umount = Command::new("umount");
             umount.arg(&self.mount).stderr(Stdio::null());
             umount.status().unwrap().success()
+        });
+        // Another mount namespace that was made meanwhile may hold the file system, cut as it is.
+        wait_until("a device that nobody holds", || {
+            let mut alone = File::options();
+            alone.read(true).custom_flags(nix::libc::O_EXCL);
+            alone.open(&self.device).is_ok()
         });
         self.mounted = false;
     }
